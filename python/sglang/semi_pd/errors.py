@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors a user can meet: each says what happened, why, and how to mend it."""
+
+from __future__ import annotations
+
+
+class SemiPDError(Exception):
+    """A failure with its reason and its remedy, printed on three lines.
+
+    Args:
+        what: what happened, one line.
+        why: the cause, one line.
+        mend: what the user can do about it, one line.
+    """
+
+    def __init__(self, what: str, *, why: str = "", mend: str = "") -> None:
+        self.what, self.why, self.mend = what, why, mend
+        lines = [what]
+        if why:
+            lines.append(f"  why:  {why}")
+        if mend:
+            lines.append(f"  mend: {mend}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(SemiPDError, ValueError):
+    """A flag, or a combination of flags, that cannot be served."""
+
+
+class UpstreamMismatchError(SemiPDError):
+    """SGLang is not the version, or not the shape, that the hooks rely on."""
+
+
+class WorkerStartError(SemiPDError):
+    """A resident, prefill or decode process did not become ready."""
+
+
+class WorkerDiedError(SemiPDError):
+    """A resident, prefill or decode process ended while it was needed."""
+
+
+class RotationError(SemiPDError):
+    """A new split could not be brought into service; the old one serves on."""
+
+
+class KVCacheFullError(SemiPDError):
+    """No KV blocks are left for a request that must have them."""
