@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values that the SLO controller's decision is made from and made into.
+
+All are frozen: one decision is a function of them alone, so a decision line that
+records them can be replayed (``replay.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+
+from sglang.semi_pd.sm_allocation import FULL_PERCENTAGE, SMAllocation
+from sglang.semi_pd.utils import InstanceRole
+
+PERCENTILES = (50, 90, 95, 99)
+
+
+class SLOClass(str, Enum):
+    """Whether a request's latency counts: batch requests only count as load."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class ControlMode(str, Enum):
+    """What the controller may do with its decision.
+
+    ``ADVISE`` only reports it, ``FOLLOW`` applies Algorithm 1, ``AUTO`` may also give
+    up splitting and fall back to (100, 100).
+    """
+
+    ADVISE = "advise"
+    FOLLOW = "follow"
+    AUTO = "auto"
+
+
+class Reason(str, Enum):
+    """Why a decision is what it is. The first group keeps the split."""
+
+    TOO_FEW_SAMPLES = "too_few_samples"
+    NOT_A_NUMBER = "not_a_number"
+    SLO_MET = "slo_met"
+    COOLING_DOWN = "cooling_down"
+    AWAITING_CONFIRMATION = "awaiting_confirmation"
+    BOTH_FAIL = "both_fail"
+    AT_BOUND = "at_bound"
+    OTHER_SLO_WOULD_FAIL = "other_slo_would_fail"
+    STAYS_UNPARTITIONED = "stays_unpartitioned"
+
+    TTFT_FAILS = "ttft_fails"
+    TPOT_FAILS = "tpot_fails"
+    UNUSED_SHARE = "unused_share"
+    LIGHT_LOAD = "light_load"
+    SPLIT_DOES_NOT_PAY = "split_does_not_pay"
+    SPLIT_PAYS_AGAIN = "split_pays_again"
+
+
+def _require(is_valid: bool, field_name: str, value: object, wanted: str) -> None:
+    """Raise ValueError naming the field unless its value is valid."""
+    if not is_valid:
+        raise ValueError(f"{field_name} must be {wanted}, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class SLOConstraints:
+    """What the operator promises.
+
+    Args:
+        ttft_target_ms: time to first token, milliseconds (the paper's Sp).
+        tpot_target_ms: time per output token, milliseconds (the paper's Sd).
+        percentile: the share of requests that must meet both (pSLO), one of 50, 90,
+            95 and 99.
+    """
+
+    ttft_target_ms: float
+    tpot_target_ms: float
+    percentile: int = 95
+
+    def __post_init__(self) -> None:
+        for name in ("ttft_target_ms", "tpot_target_ms"):
+            value = getattr(self, name)
+            is_valid = math.isfinite(value) and value > 0
+            _require(is_valid, name, value, "positive and finite")
+        is_known = self.percentile in PERCENTILES
+        _require(is_known, "percentile", self.percentile, f"one of {PERCENTILES}")
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySummary:
+    """Percentiles of one latency over a window, milliseconds; NaN when empty."""
+
+    count: int = 0
+    p50_ms: float = math.nan
+    p90_ms: float = math.nan
+    p95_ms: float = math.nan
+    p99_ms: float = math.nan
+
+    def at(self, percentile: int) -> float:
+        """Return one of the four percentiles, milliseconds."""
+        values = (self.p50_ms, self.p90_ms, self.p95_ms, self.p99_ms)
+        return values[PERCENTILES.index(percentile)]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSnapshot:
+    """One window of observations, as the controller sees it.
+
+    Rates are per second over the window; lengths are tokens; ``taken_at_s`` is on the
+    collector's clock. The controller has no other notion of time.
+    """
+
+    taken_at_s: float
+    window_s: float
+    ttft: LatencySummary = field(default_factory=LatencySummary)
+    tpot: LatencySummary = field(default_factory=LatencySummary)
+    arrival_rate: float = 0.0
+    first_token_rate: float = 0.0
+    request_throughput: float = 0.0
+    token_throughput: float = 0.0
+    mean_input_length: float = 0.0
+    mean_output_length: float = 0.0
+    prefill_queue_length: int = 0
+    decode_queue_length: int = 0
+
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        """Offered prefill work: arrivals times their mean prompt, tokens per second."""
+        return self.arrival_rate * self.mean_input_length
+
+    @property
+    def prefill_keeps_up(self) -> bool:
+        """Whether prompts leave the queue about as fast as they come.
+
+        Where they do not, latency measures how long the overload has lasted, which
+        Eq. 2 does not describe.
+        """
+        return self.first_token_rate >= 0.9 * self.arrival_rate
+
+
+@dataclass(frozen=True, slots=True)
+class ControlLimits:
+    """How far, how often and on what evidence the controller may act.
+
+    Args:
+        mode: see ``ControlMode``.
+        allow_overlap: whether x + y may exceed 100.
+        min_percentage: no worker gets less than this, percent.
+        max_percentage: no worker gets more than this, percent.
+        step_size: the paper's step_size, percent.
+        max_step: the paper's max_step: most steps in one decision.
+        cooldown_s: least time between two changes, seconds.
+        min_samples: fewest latencies of each kind that count as a window.
+        headroom: the split is sought where the estimate is this fraction below target.
+        decisive_excess: latency over target from which one window is proof enough.
+        confirm_windows: failing windows in a row that prove a smaller excess.
+        reversal_windows: the same, for a move against the previous one.
+        patience_windows: hopeless windows in a row before AUTO gives up splitting.
+        light_load: prefill utilisation under which AUTO leaves the GPU undivided.
+        unpartitioned_dwell_s: least stay at (100, 100), seconds.
+    """
+
+    mode: ControlMode = ControlMode.FOLLOW
+    allow_overlap: bool = False
+    min_percentage: int = 10
+    max_percentage: int = 90
+    step_size: int = 5
+    max_step: int = 6
+    cooldown_s: float = 15.0
+    min_samples: int = 10
+    headroom: float = 0.1
+    decisive_excess: float = 1.5
+    confirm_windows: int = 2
+    reversal_windows: int = 3
+    patience_windows: int = 3
+    light_load: float = 0.02
+    unpartitioned_dwell_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        low, high = self.min_percentage, self.max_percentage
+        _require(1 <= low <= 50, "min_percentage", low, "between 1 and 50")
+        has_room = FULL_PERCENTAGE - low >= high >= low or self.allow_overlap
+        has_room = has_room and low <= high <= FULL_PERCENTAGE
+        wanted = "at least min_percentage and, without overlap, at most 100 minus it"
+        _require(has_room, "max_percentage", high, wanted)
+        for name in (
+            "step_size",
+            "max_step",
+            "min_samples",
+            "confirm_windows",
+            "reversal_windows",
+            "patience_windows",
+        ):
+            value = getattr(self, name)
+            _require(value >= 1, name, value, "at least 1")
+        _require(0 <= self.headroom < 1, "headroom", self.headroom, "in [0, 1)")
+        excess = self.decisive_excess
+        _require(excess >= 1, "decisive_excess", excess, "at least 1")
+
+    @property
+    def is_advice_only(self) -> bool:
+        """Whether decisions are reported and never applied."""
+        return self.mode is ControlMode.ADVISE
+
+    def contains(self, allocation: SMAllocation) -> bool:
+        """Whether a split respects the bounds and the overlap rule."""
+        shares = (allocation.prefill_percentage, allocation.decode_percentage)
+        is_inside = all(self.min_percentage <= s <= self.max_percentage for s in shares)
+        return is_inside and (self.allow_overlap or sum(shares) <= FULL_PERCENTAGE)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlState:
+    """What the controller remembers from one decision to the next.
+
+    ``favoured`` is the role that the last change gave SMs to. ``failing`` is the role
+    whose SLO has failed in the last ``failing_windows`` windows. ``last_split`` is the
+    split that was in force before (100, 100).
+    """
+
+    last_change_s: float | None = None
+    favoured: InstanceRole | None = None
+    failing: InstanceRole | None = None
+    failing_windows: int = 0
+    hopeless_windows: int = 0
+    last_split: SMAllocation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The split to use next, why, and the memory to decide with next time.
+
+    Estimates are for ``allocation``, milliseconds; ``advice`` is a sentence for people.
+    """
+
+    allocation: SMAllocation
+    reason: Reason
+    state: ControlState
+    failing: tuple[InstanceRole, ...] = ()
+    ttft_estimate_ms: float = math.nan
+    tpot_estimate_ms: float = math.nan
+    advice: str = ""
