@@ -41,7 +41,7 @@ class MetricsAggregator:
         *,
         now: float | None = None,
     ) -> None:
-        """Replace what one worker role reports; ``queue_length`` feeds the collector."""
+        """Replace a role's report; its ``queue_length`` feeds the collector."""
         if not role.is_worker:
             raise ValueError(f"the {role.value} role reports no step metrics")
         reported_at_s = self._clock() if now is None else now

@@ -7,15 +7,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-import numpy as np
 
+import numpy as np
 from sglang.semi_pd.slo_types import (
     PERCENTILES,
     LatencySummary,
     MetricsSnapshot,
     SLOClass,
 )
-
 
 # When a request entered its present phase, seconds, and whether its latency counts.
 _Phase = tuple[float, bool]

@@ -57,10 +57,8 @@ class Reason(str, Enum):
     SPLIT_PAYS_AGAIN = "split_pays_again"
 
 
-def _require(is_valid: bool, field_name: str, value: object, wanted: str) -> None:
-    """Raise ValueError naming the field unless its value is valid."""
-    if not is_valid:
-        raise ValueError(f"{field_name} must be {wanted}, not {value!r}")
+def _invalid(field_name: str, value: object, wanted: str) -> ValueError:
+    return ValueError(f"{field_name} must be {wanted}, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +79,10 @@ class SLOConstraints:
     def __post_init__(self) -> None:
         for name in ("ttft_target_ms", "tpot_target_ms"):
             value = getattr(self, name)
-            is_valid = math.isfinite(value) and value > 0
-            _require(is_valid, name, value, "positive and finite")
-        is_known = self.percentile in PERCENTILES
-        _require(is_known, "percentile", self.percentile, f"one of {PERCENTILES}")
+            if not (math.isfinite(value) and value > 0):
+                raise _invalid(name, value, "positive and finite")
+        if self.percentile not in PERCENTILES:
+            raise _invalid("percentile", self.percentile, f"one of {PERCENTILES}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +137,16 @@ class MetricsSnapshot:
         return self.first_token_rate >= 0.9 * self.arrival_rate
 
 
+_COUNTS = (
+    "step_size",
+    "max_step",
+    "min_samples",
+    "confirm_windows",
+    "reversal_windows",
+    "patience_windows",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ControlLimits:
     """How far, how often and on what evidence the controller may act.
@@ -179,24 +187,21 @@ class ControlLimits:
 
     def __post_init__(self) -> None:
         low, high = self.min_percentage, self.max_percentage
-        _require(1 <= low <= 50, "min_percentage", low, "between 1 and 50")
-        has_room = FULL_PERCENTAGE - low >= high >= low or self.allow_overlap
-        has_room = has_room and low <= high <= FULL_PERCENTAGE
-        wanted = "at least min_percentage and, without overlap, at most 100 minus it"
-        _require(has_room, "max_percentage", high, wanted)
-        for name in (
-            "step_size",
-            "max_step",
-            "min_samples",
-            "confirm_windows",
-            "reversal_windows",
-            "patience_windows",
-        ):
-            value = getattr(self, name)
-            _require(value >= 1, name, value, "at least 1")
-        _require(0 <= self.headroom < 1, "headroom", self.headroom, "in [0, 1)")
-        excess = self.decisive_excess
-        _require(excess >= 1, "decisive_excess", excess, "at least 1")
+        if not 1 <= low <= FULL_PERCENTAGE // 2:
+            raise _invalid("min_percentage", low, "between 1 and 50")
+        highest = FULL_PERCENTAGE if self.allow_overlap else FULL_PERCENTAGE - low
+        if not low <= high <= highest:
+            raise _invalid("max_percentage", high, f"between {low} and {highest}")
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise _invalid(name, getattr(self, name), "at least 1")
+        for name in ("cooldown_s", "light_load", "unpartitioned_dwell_s"):
+            if not getattr(self, name) >= 0:
+                raise _invalid(name, getattr(self, name), "0 or more")
+        if not 0 <= self.headroom < 1:
+            raise _invalid("headroom", self.headroom, "in [0, 1)")
+        if not self.decisive_excess >= 1:
+            raise _invalid("decisive_excess", self.decisive_excess, "at least 1")
 
     @property
     def is_advice_only(self) -> bool:

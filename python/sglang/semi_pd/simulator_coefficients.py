@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the simulator knows of a GPU and a model: step times, shares, interference."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.sm_allocation import SMAllocation
+
+
+@dataclass(frozen=True, slots=True)
+class StepFactors:
+    """How many times longer a worker's step takes than alone on the whole GPU."""
+
+    prefill_alone: float
+    prefill_beside_decode: float
+    decode_alone: float
+    decode_beside_prefill: float
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorCoefficients:
+    """Measured step times of one model on one instance.
+
+    The defaults are the 8B shape on one H200. A step on the whole GPU takes
+
+        prefill: step + tokens * (per_token + per_context_token * context before it)
+        decode:  step + requests * per_request + KV tokens * per_kv_token
+
+    all in seconds. ``*_speed`` are (percentage, speed relative to 100 %) of a worker
+    that runs alone under a cap. ``interference`` has lines (prefill percentage, decode
+    percentage, prefill factor, decode factor): step time of each while both run,
+    relative to alone on the whole GPU.
+
+    Args:
+        chunk_tokens: most prompt tokens in one prefill step.
+        max_decode_batch: most requests in one decode step.
+        kv_capacity_tokens: KV cache size, tokens.
+        request_overhead_s: tokenising and transport before the first token.
+    """
+
+    prefill_step_s: float = 3e-3
+    prefill_s_per_token: float = 2.1e-5
+    prefill_s_per_context_token: float = 1.3e-9
+    decode_step_s: float = 4.2e-3
+    decode_s_per_request: float = 8e-6
+    decode_s_per_kv_token: float = 3.1e-8
+    prefill_speed: tuple[tuple[float, float], ...] = ((30, 0.405), (70, 0.81), (100, 1))
+    decode_speed: tuple[tuple[float, float], ...] = (
+        (30, 0.6),
+        (40, 0.776),
+        (70, 0.92),
+        (100, 1),
+    )
+    interference: tuple[tuple[float, float, float, float], ...] = (
+        (100, 100, 1.13, 6.08),
+        (80, 100, 1.65, 1.99),
+        (60, 100, 2.08, 1.61),
+        (80, 20, 1.22, 2.96),
+        (70, 30, 1.43, 2.31),
+        (60, 40, 1.75, 1.99),
+        (50, 50, 1.97, 1.99),
+    )
+    chunk_tokens: int = 8192
+    max_decode_batch: int = 256
+    kv_capacity_tokens: int = 788_000
+    request_overhead_s: float = 5e-3
+
+    def factors(self, allocation: SMAllocation) -> StepFactors:
+        """Return the step factors under a split."""
+        prefill = allocation.prefill_percentage
+        decode = allocation.decode_percentage
+        beside = self._beside(allocation)
+        return StepFactors(
+            prefill_alone=1.0 / _speed(self.prefill_speed, prefill),
+            prefill_beside_decode=beside[0],
+            decode_alone=1.0 / _speed(self.decode_speed, decode),
+            decode_beside_prefill=beside[1],
+        )
+
+    def _beside(self, allocation: SMAllocation) -> tuple[float, float]:
+        """Interpolate the interference table.
+
+        Step time is taken as 1 / normalised share (the paper's Eq. 1) times a
+        correction, and only the correction is interpolated, by inverse squared
+        distance: splits far from the table stay sensible.
+        """
+        shares = np.array([allocation.prefill_share, allocation.decode_share])
+        if not self.interference:
+            return float(1 / shares[0]), float(1 / shares[1])
+        table = np.array(self.interference, dtype=float)
+        caps, factors = table[:, :2], table[:, 2:]
+        corrections = factors * caps / np.maximum(100.0, caps.sum(axis=1))[:, None]
+        here = (allocation.prefill_percentage, allocation.decode_percentage)
+        distance2 = ((caps - here) ** 2).sum(axis=1)
+        weights = 1.0 / (distance2 + 1e-6)
+        prefill, decode = (weights @ corrections) / weights.sum() / shares
+        return float(prefill), float(decode)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the coefficients as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def load(cls, path: Path) -> SimulatorCoefficients:
+        """Read a JSON object; names it lacks keep their defaults."""
+        known = {field.name for field in fields(cls)}
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            unknown = sorted(set(values) - known)
+            if unknown:
+                raise ValueError(f"unknown names {unknown}")
+            for name in ("prefill_speed", "decode_speed", "interference"):
+                if name in values:
+                    values[name] = tuple(tuple(line) for line in values[name])
+            return cls(**values)
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{path} is not a calibration",
+                why=str(error),
+                mend=f"write a JSON object with names among {sorted(known)}",
+            ) from error
+
+
+def _speed(curve: tuple[tuple[float, float], ...], percentage: int) -> float:
+    """Interpolate a relative speed; no SMs, no speed."""
+    caps, speeds = zip((0.0, 0.0), *curve, strict=True)
+    return float(np.interp(percentage, caps, speeds))
