@@ -211,6 +211,11 @@ class TableHandle:
         with self._core:
             return np.array(self._core.state.page_owner, dtype=np.uint16)
 
+    def row_owners(self) -> npt.NDArray[np.uint16]:
+        """Copy of the owner slot of each row, shape (num_rows + 1,); 0 is free."""
+        with self._core:
+            return np.array(self._core.state.row_owner, dtype=np.uint16)
+
     def refcounts(self, ids: IdList) -> Ids:
         """Holders of each page, shape (len(ids),): its owner and all references.
 

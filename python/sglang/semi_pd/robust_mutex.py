@@ -13,6 +13,7 @@ import errno
 import mmap
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sglang.semi_pd.errors import SemiPDError
@@ -94,8 +95,8 @@ class RobustMutex:
         self._word = ctypes.c_uint32.from_buffer(self._region, 0)
         first = offset + _STATS_OFFSET
         self._stats = memoryview(buffer)[first : first + 8 * _NUM_STATS].cast("q")
-        self._trylock = _quick.pthread_mutex_trylock
-        self._unlock = _quick.pthread_mutex_unlock
+        self._trylock: Callable[[int], int] = _quick.pthread_mutex_trylock
+        self._unlock: Callable[[int], int] = _quick.pthread_mutex_unlock
 
     @classmethod
     def create(cls, buffer: mmap.mmap, offset: int) -> RobustMutex:
@@ -171,6 +172,7 @@ class RobustMutex:
 
     def close(self) -> None:
         """Let go of the buffer; the mutex lives on for other processes."""
+        self._trylock = self._unlock = _refuse_closed
         self._stats.release()
         del self._word, self._region
 
@@ -208,3 +210,8 @@ def _check_setup(code: int) -> None:
     """Raise what a pthread set-up call returned."""
     if code:
         raise OSError(code, f"robust mutex: {os.strerror(code)}")
+
+
+def _refuse_closed(address: int) -> int:
+    """Stands in for the pthread calls after ``close``: the memory may be gone."""
+    raise LockMisuseError("shared lock used after close")
