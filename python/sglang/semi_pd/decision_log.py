@@ -79,7 +79,7 @@ def _read(hint: Any, value: Any) -> Any:
         (hint,) = (arg for arg in typing.get_args(hint) if arg is not types.NoneType)
     if typing.get_origin(hint) is tuple:
         return tuple(_read(typing.get_args(hint)[0], item) for item in value)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _from_plain(hint, value)
     if hint is float:
         return math.nan if value is None else float(value)

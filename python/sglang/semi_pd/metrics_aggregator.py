@@ -47,10 +47,7 @@ class MetricsAggregator:
         reported_at_s = self._clock() if now is None else now
         with self._lock:
             self._reports[role] = (reported_at_s, dict(metrics))
-        self._collector.set_queue_lengths(
-            prefill=self._queue_length(InstanceRole.PREFILL, reported_at_s),
-            decode=self._queue_length(InstanceRole.DECODE, reported_at_s),
-        )
+        self._pass_on_queue_lengths(reported_at_s)
 
     def forget_worker(self, role: InstanceRole) -> None:
         """Drop the report of a role whose workers have ended."""
@@ -60,6 +57,7 @@ class MetricsAggregator:
     def get_aggregated_metrics(self, *, now: float | None = None) -> dict[str, float]:
         """Return the collector's figures and every live report, as role_name keys."""
         now = self._clock() if now is None else now
+        self._pass_on_queue_lengths(now)
         metrics = self._collector.get_real_time_metrics()
         for role in _WORKERS:
             for name, value in self._live_report(role, now).items():
@@ -71,6 +69,12 @@ class MetricsAggregator:
         with self._lock:
             reported_at_s, report = self._reports.get(role, (-1e300, {}))
         return report if now - reported_at_s <= self._max_age_s else {}
+
+    def _pass_on_queue_lengths(self, now: float) -> None:
+        self._collector.set_queue_lengths(
+            prefill=self._queue_length(InstanceRole.PREFILL, now),
+            decode=self._queue_length(InstanceRole.DECODE, now),
+        )
 
     def _queue_length(self, role: InstanceRole, now: float) -> int:
         return int(self._live_report(role, now).get("queue_length", 0))

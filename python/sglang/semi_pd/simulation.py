@@ -72,7 +72,7 @@ def simulate(
     return _report(str(allocation), instances, constraints, coefficients)
 
 
-def simulate_controlled(
+def simulate_controlled(  # noqa: PLR0913 - three of them have defaults
     trace: Trace,
     start: SMAllocation,
     constraints: SLOConstraints,

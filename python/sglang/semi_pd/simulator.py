@@ -76,7 +76,7 @@ class InstanceSimulator:
         self._factors = self._coefficients.factors(allocation)
 
     def advance(self, until_s: float = _NEVER) -> None:
-        """Run every step that ends by ``until_s``; without it, serve the whole trace."""
+        """Run every step that ends by ``until_s``; by default serve everything."""
         while True:
             arrives_s = _NEVER
             if not self._chunk and self._next_arrival < len(self._arrival_s):
@@ -147,7 +147,7 @@ class InstanceSimulator:
         self._prefill_ends_s = now + took_s
 
     def _reserve_kv(self, index: int) -> bool:
-        """Set KV aside for prompt and output; one too large waits for an empty cache."""
+        """Set KV aside for a request; one too large waits for an empty cache."""
         needed = self._input[index] + self._output[index]
         is_empty = self._free_kv_tokens == self._coefficients.kv_capacity_tokens
         if needed > self._free_kv_tokens and not is_empty:

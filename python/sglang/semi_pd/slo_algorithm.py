@@ -195,9 +195,11 @@ class SLOAwareResourceController:
 
     def _note_violation(self, inputs: DecisionInputs, decision: Decision) -> None:
         """Log the start and the end of an episode of failing SLOs, once each."""
-        if decision.reason in _NO_EVIDENCE or bool(decision.failing) == (
-            self._is_violating
-        ):
+        if decision.reason in _NO_EVIDENCE:
+            return
+        workers = (PREFILL, DECODE)
+        is_violating = any(inputs.observed_ms(r) > inputs.target_ms(r) for r in workers)
+        if is_violating == self._is_violating:
             return
         constraints = self.slo_constraints
         figures = (
@@ -207,12 +209,12 @@ class SLOAwareResourceController:
             f"(target {constraints.tpot_target_ms:.1f}), "
             f"{inputs.snapshot.arrival_rate:.2f} req/s, split {inputs.current}"
         )
-        if decision.failing:
+        if is_violating:
             logger.warning("SLO VIOLATION DETECTED: %s", figures)
             self._counts["violation_episodes"] += 1
         else:
             logger.info("SLO met again: %s", figures)
-        self._is_violating = bool(decision.failing)
+        self._is_violating = is_violating
 
     def _apply(self, inputs: DecisionInputs, decision: Decision) -> None:
         """Ask for the new split; a refusal costs a cool-down and changes nothing else.

@@ -8,8 +8,8 @@ same decision, which is what makes ``semi-pd replay`` possible.
 
 Where the paper contradicts itself, its text is followed: "The algorithm directly
 returns the current partition when both TTFT and TPOT fail the SLOs, as there is no
-space for adjustment". The listing's lines 8 and 13 would raise prefill's share whenever TTFT
-fails, also then. Only SMs that no worker uses yet are handed out in that case.
+space for adjustment". The listing's lines 8 and 13 would raise prefill's share
+whenever TTFT fails, also then. Only SMs that no worker uses yet are handed out here.
 """
 
 from __future__ import annotations
