@@ -3,9 +3,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
+from sglang.semi_pd import main_process
 from sglang.semi_pd.hooks import note_registered
 
 
 def register() -> None:
-    """Register Semi-PD's hooks with SGLang's ``HookRegistry``."""
-    note_registered(())
+    """Register Semi-PD's hooks with SGLang's ``HookRegistry``.
+
+    Only the main process is hooked from here. Workers install their own hooks when
+    they know what they are; a scheduler of plain SGLang needs none.
+    """
+    is_main = multiprocessing.parent_process() is None
+    note_registered(main_process.install() if is_main else ())

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decode worker: SGLang's scheduler in its disaggregated decode role.
+
+Upstream's role reserves memory for a prompt and waits for its KV to arrive. Here a
+handover brings a request whose KV is already in the shared pool: it is adopted on the
+spot and joins the next batch. Upstream's queues stay, for requests that decode itself
+had to put aside when memory ran out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sglang.srt.disaggregation.decode import DecodePreallocQueue
+from sglang.srt.disaggregation.utils import DisaggregationMode
+from sglang.srt.managers.schedule_batch import Req
+from sglang.utils import TypeBasedDispatcher
+
+from sglang.semi_pd.handover import adopt
+from sglang.semi_pd.messages import Handover
+from sglang.semi_pd.worker_scheduler import WorkerScheduler
+
+
+class AdoptionQueue(DecodePreallocQueue):
+    """Where adopted requests arrive, and where retracted ones wait for memory."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.adopted: list[Req] = []
+
+    def _init_kv_manager(self) -> None:  # type: ignore[override]
+        return None
+
+    def add(self, req: Req, is_retracted: bool = False) -> None:
+        if is_retracted:
+            req.retraction_mb_id = None
+            self.retracted_queue.append(req)
+        else:
+            adopt(req, self.scheduler.take_handover(req.rid))
+            self.adopted.append(req)
+
+    def pop_adopted(self) -> list[Req]:
+        """Requests that may join the batch: none while retracted ones wait."""
+        if self.retracted_queue:
+            return []
+        adopted, self.adopted = self.adopted, []
+        return adopted
+
+
+class DecodeScheduler(WorkerScheduler):
+    """Generates tokens for requests that the prefill worker hands over."""
+
+    def init_ipc_channels(self, port_args: Any) -> None:
+        super().init_ipc_channels(port_args)
+        self._handovers: dict[str, Handover] = {}
+        if self.recv_from_tokenizer is not None:
+            # One socket for both senders: handovers are then broadcast to all ranks
+            # in one order with everything else, and wake a sleeping scheduler.
+            self.recv_from_tokenizer.bind(self.spec.handover_address)
+
+    def init_request_dispatcher(self) -> None:
+        super().init_request_dispatcher()
+        self._request_dispatcher += TypeBasedDispatcher([(Handover, self.receive)])
+
+    def init_output_streamer(self) -> None:
+        super().init_output_streamer()
+        # Upstream's decode role leaves the prompt's log-probabilities to prefill.
+        self.output_streamer = dataclasses.replace(
+            self.output_streamer, disaggregation_mode=DisaggregationMode.NULL
+        )
+
+    def receive(self, handover: Handover) -> None:
+        """Adopt a request: upstream builds it anew, then ``AdoptionQueue.add``."""
+        request = handover.request
+        request.bootstrap_host, request.bootstrap_room = "semi-pd", 1
+        self._handovers[request.rid] = handover
+        self.handle_generate_request(request)
+
+    def take_handover(self, rid: str) -> Handover:
+        """The handover that brought request ``rid``."""
+        return self._handovers.pop(rid)
+
+    def process_decode_queue(self) -> None:
+        queue = self.disagg_decode_prealloc_queue
+        running = len(self.running_batch.reqs)
+        self.token_to_kv_pool_allocator.demand_pages = 2 * running
+        self.waiting_queue.extend(queue.resume_retracted_reqs())
+        self.waiting_queue.extend(queue.pop_adopted())

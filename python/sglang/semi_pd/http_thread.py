@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's HTTP server in a thread, for a coordinator used from Python."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from sglang.semi_pd.errors import WorkerStartError
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+START_TIMEOUT_S = 1800.0
+
+
+class ServerThread:
+    """Runs ``launch_server`` until stopped.
+
+    The thread is the parent of all processes of the instance and must outlive them:
+    the kernel ends the children of a thread that ends.
+    """
+
+    def __init__(self, server_args: ServerArgs) -> None:
+        self._server_args = server_args
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="semi-pd", daemon=True)
+
+    def start(self) -> None:
+        """Start serving; returns when the server has answered its own first request.
+
+        Raises:
+            WorkerStartError: it ended, or took too long.
+        """
+        self._thread.start()
+        self._ready.wait(START_TIMEOUT_S)
+        if self._error is not None or not self._ready.is_set():
+            raise WorkerStartError(
+                "Failed to initialize Semi-PD Coordinator",
+                why=str(self._error or "the server did not come up in time"),
+                mend="see the log above",
+            ) from self._error
+
+    def _run(self) -> None:
+        from sglang.srt.entrypoints.http_server import launch_server
+        from sglang.srt.plugins import load_plugins
+
+        load_plugins()
+        try:
+            launch_server(self._server_args, launch_callback=self._ready.set)
+        except BaseException as error:  # noqa: BLE001 - handed to the starting thread
+            self._error = error
+        finally:
+            self._ready.set()
+
+    def stop(self) -> None:
+        """Ask uvicorn to end and wait for it."""

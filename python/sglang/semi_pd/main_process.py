@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Semi-PD changes in SGLang's main process, and nothing else changes it.
+
+SGLang launches one scheduler; with Semi-PD the coordinator launches resident, prefill
+and decode in its place. Without a Semi-PD flag every hook calls the original.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sglang.semi_pd import fork_server
+from sglang.semi_pd.utils import InstanceRole
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import PortArgs, ServerArgs
+
+    from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
+
+logger = logging.getLogger(__name__)
+
+Original = Callable[..., Any]
+
+_ENGINE = "sglang.srt.entrypoints.engine.Engine"
+_MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
+
+DRAIN_POLL_S = 0.2
+
+
+class MainProcessHooks:
+    """The hooks, and the coordinator they serve once there is one."""
+
+    def __init__(self) -> None:
+        self.coordinator: SemiPDCoordinator | None = None
+
+    def by_target(self) -> dict[str, Original]:
+        """AROUND hooks by the dotted name of what they wrap."""
+        return {
+            f"{_ENGINE}._launch_scheduler_processes": self.launch_schedulers,
+            f"{_ENGINE}._launch_detokenizer_subprocesses": self.launch_detokenizer,
+            f"{_MANAGER}.init_ipc_channels": self.init_ipc_channels,
+            f"{_MANAGER}._dispatch_to_scheduler": self.dispatch,
+            f"{_MANAGER}._async_dispatch_to_scheduler": self.dispatch_async,
+            f"{_MANAGER}.sigterm_watchdog": self.drain_and_exit,
+        }
+
+    def launch_schedulers(
+        self,
+        original: Original,
+        engine: type,
+        server_args: ServerArgs,
+        port_args: PortArgs,
+        run_scheduler_process_func: Original,
+    ) -> Any:
+        """Start the instance where upstream starts one scheduler."""
+        if not server_args.uses_semi_pd():
+            return original(
+                engine, server_args, port_args, run_scheduler_process_func
+            )
+        from sglang.srt.entrypoints.engine import SchedulerInitResult
+
+        from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
+
+        coordinator = self.coordinator or SemiPDCoordinator(server_args)
+        self.coordinator = coordinator
+        group = coordinator.start_processes(port_args)
+        processes = [worker.process for worker in group.workers]
+        infos: list[dict[str, Any]] = []
+
+        def wait_for_ready() -> None:
+            said = coordinator.wait_ready()
+            infos.append(said[InstanceRole.DECODE])
+
+        result = SchedulerInitResult(
+            scheduler_infos=infos,
+            all_child_pids=[worker.pid for worker in group.workers],
+            wait_for_ready=wait_for_ready,
+        )
+        return result, processes
+
+    def launch_detokenizer(
+        self,
+        original: Original,
+        engine: type,
+        server_args: ServerArgs,
+        port_args: PortArgs,
+        run_detokenizer_process_func: Original,
+    ) -> Any:
+        """Fork the detokenizer too: it would import SGLang once more."""
+        if self.coordinator is None or server_args.detokenizer_worker_num > 1:
+            return original(
+                engine, server_args, port_args, run_detokenizer_process_func
+            )
+        process = fork_server.ForkedProcess(
+            target=run_detokenizer_process_func,
+            args=(server_args, port_args),
+            name="detokenizer",
+        )
+        process.start()
+        return [process], ["detokenizer"]
+
+    def init_ipc_channels(
+        self, original: Original, manager: Any, port_args: PortArgs
+    ) -> None:
+        """Add the decode worker's socket to upstream's, which is prefill's."""
+        original(manager, port_args)
+        if self.coordinator is not None:
+            from sglang.semi_pd.request_router import RequestRouter
+
+            manager.semi_pd_router = RequestRouter(self.coordinator.decode_address)
+
+    def dispatch(self, original: Original, manager: Any, message: Any) -> None:
+        """Send to whom it concerns."""
+        if self.coordinator is None:
+            original(manager, message)
+        else:
+            manager.semi_pd_router.send(manager, message)
+
+    async def dispatch_async(
+        self, original: Original, manager: Any, message: Any
+    ) -> None:
+        """As ``dispatch``."""
+        if self.coordinator is None:
+            await original(manager, message)
+        else:
+            await manager.semi_pd_router.send_async(manager, message)
+
+    async def drain_and_exit(self, original: Original, manager: Any) -> None:
+        """SIGTERM: let running requests finish, end every process, exit with 0.
+
+        Upstream kills its whole process tree, itself included, which leaves exit code
+        137 and whatever the killed had open.
+        """
+        if self.coordinator is None:
+            await original(manager)
+            return
+        while not manager.gracefully_exit:
+            await asyncio.sleep(DRAIN_POLL_S)
+        while manager.rid_to_state:
+            await asyncio.sleep(DRAIN_POLL_S)
+        if manager._subprocess_watchdog is not None:
+            manager._subprocess_watchdog.stop()
+        self._end(manager)
+
+    def _end(self, manager: Any) -> None:
+        from sglang.srt.managers.io_struct import ShutdownReq
+        from sglang.srt.utils import kill_process_tree
+
+        assert self.coordinator is not None
+        manager._dispatch_to_scheduler(ShutdownReq())
+        self.coordinator.end_processes(workers_were_told=True)
+        kill_process_tree(os.getpid(), include_parent=False)
+        logger.info("All requests have finished; goodbye")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+_hooks = MainProcessHooks()
+
+
+def use(coordinator: SemiPDCoordinator) -> None:
+    """The next launch in this process is this coordinator's."""
+    _hooks.coordinator = coordinator
+
+
+def install() -> list[str]:
+    """Register the hooks with SGLang; returns the names of what they wrap."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    for target, hook in _hooks.by_target().items():
+        HookRegistry.register(target, hook, HookType.AROUND)
+    return list(_hooks.by_target())

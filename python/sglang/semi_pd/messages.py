@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every object that one Semi-PD process sends to another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+    from sglang.srt.managers.schedule_batch import ReqLogprob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    """A running request changes hands; its KV stays where it is.
+
+    Sent by the worker that gives the request up, after it has made the receiver the
+    owner of the request row and of its pages.
+
+    Attributes:
+        request: what the client asked for, as it arrived.
+        row: index of the request's row in ``req_to_token``.
+        committed_tokens: tokens whose KV is written.
+        output_ids: tokens generated so far; the last one has no KV yet.
+        cached_tokens: prompt tokens that came from the prefix cache.
+        logprob: log-probabilities of the prompt and of ``output_ids``, if asked for.
+    """
+
+    request: TokenizedGenerateReqInput
+    row: int
+    committed_tokens: int
+    output_ids: list[int]
+    cached_tokens: int
+    logprob: ReqLogprob | None
+    handed_over_at: float
+    """``time.monotonic()`` of the sender, to measure how long a handover takes."""

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One private directory per running instance: its sockets, and nothing else.
+
+Everything in it belongs to one main process. A directory whose main process is gone is
+swept by the next start, so a killed server leaves nothing to clean up by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from sglang.semi_pd.errors import ConfigError
+
+_PREFIX = "run-"
+
+
+def create() -> Path:
+    """A new directory, mode 0700, for this process; sweeps what dead ones left.
+
+    Raises:
+        ConfigError: the place for it belongs to somebody else, or is open to others.
+    """
+    base = base_directory()
+    for stale in base.glob(f"{_PREFIX}*"):
+        if not _owner_is_alive(stale):
+            shutil.rmtree(stale, ignore_errors=True)
+    pid = os.getpid()
+    name = f"{_PREFIX}{pid}-{start_time(pid)}-"
+    return Path(tempfile.mkdtemp(prefix=name, dir=base))
+
+
+def base_directory() -> Path:
+    """``$XDG_RUNTIME_DIR/sglang-semi-pd``, or a directory of this user in ``/tmp``.
+
+    Short on purpose: a socket's path must fit 107 bytes.
+
+    Raises:
+        ConfigError: it exists and is not a private directory of this user.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    private = Path(runtime) / "sglang-semi-pd"
+    shared = Path("/tmp") / f"sglang-semi-pd-{os.geteuid()}"
+    base = private if os.path.isdir(runtime) else shared
+    base.mkdir(mode=0o700, exist_ok=True)
+    _require_private(base)
+    return base
+
+
+def start_time(pid: int) -> int:
+    """Start of a process in clock ticks since boot: with the pid, names it for good.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        line = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        raise ProcessLookupError(pid) from None
+    return int(line.rpartition(")")[2].split()[19])
+
+
+def _require_private(directory: Path) -> None:
+    found = directory.lstat()
+    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    if not is_ours or stat.S_IMODE(found.st_mode) != 0o700:
+        raise ConfigError(
+            f"{directory} is not a private directory of this user",
+            why=f"its mode is {stat.S_IMODE(found.st_mode):o}, its owner {found.st_uid}",
+            mend=f"remove it, or run chmod 700 {directory}",
+        )
+
+
+def _owner_is_alive(directory: Path) -> bool:
+    try:
+        _, pid, started, _ = directory.name.split("-", 3)
+        return start_time(int(pid)) == int(started)
+    except (ValueError, ProcessLookupError):
+        return False

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The coordinator: owns one instance's processes and answers for their state.
+
+Lives in the main process. In a server SGLang's own launch calls it through the hooks of
+``main_process``; from Python it is a context manager that starts the same server.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
+
+from sglang.semi_pd import main_process, run_directory
+from sglang.semi_pd.block_table import BlockTable
+from sglang.semi_pd.config import SemiPDConfig, resolve
+from sglang.semi_pd.errors import SemiPDError, WorkerStartError
+from sglang.semi_pd.http_thread import ServerThread
+from sglang.semi_pd.resident_channel import AttachRequest, attach
+from sglang.semi_pd.sm_allocation import SMAllocation
+from sglang.semi_pd.utils import InstanceRole
+from sglang.semi_pd.worker_group import WorkerGroup, input_address
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import PortArgs, SemiPDPortArgs, ServerArgs
+
+logger = logging.getLogger(__name__)
+
+
+class SemiPDCoordinator:
+    """One Semi-PD instance.
+
+    Args:
+        server_args: as for a server; filled by attribute or resolved.
+    """
+
+    def __init__(self, server_args: ServerArgs) -> None:
+        self.server_args = resolve(server_args)
+        self.config = SemiPDConfig.from_server_args(self.server_args)
+        self.allocation = SMAllocation(
+            self.config.prefill_percent, self.config.decode_percent
+        )
+        self._run_directory = run_directory.create()
+        self._group: WorkerGroup | None = None
+        self._table: BlockTable | None = None
+        self._server: ServerThread | None = None
+        self._is_running = False
+
+    # From Python
+
+    def start(self) -> None:
+        """Serve on ``server_args``' host and port; returns when requests are accepted.
+
+        Raises:
+            WorkerStartError: the server ended instead.
+        """
+        self._server = ServerThread(self.server_args)
+        main_process.use(self)
+        self._server.start()
+
+    def stop(self) -> None:
+        """Stop serving and end every process; when it returns all are joined."""
+        if self._server is not None:
+            self._server.stop()
+        self.end_processes(workers_were_told=False)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # From SGLang's launch
+
+    def start_processes(self, port_args: PortArgs) -> WorkerGroup:
+        """Start resident, prefill and decode of every rank."""
+        self._group = WorkerGroup(self.server_args, port_args, self._run_directory)
+        self._group.start(self.allocation)
+        return self._group
+
+    def wait_ready(self) -> dict[InstanceRole, dict[str, Any]]:
+        """Block until every process is ready; returns what each role's rank 0 said.
+
+        Raises:
+            WorkerStartError: a process ended instead.
+        """
+        assert self._group is not None, "start_processes comes first"
+        try:
+            said = self._group.wait_ready()
+        except SemiPDError as error:
+            logger.error("Failed to initialize Semi-PD Coordinator: %s", error)
+            raise
+        self._table = self._attach_table()
+        self._is_running = True
+        return said
+
+    def end_processes(self, *, workers_were_told: bool) -> None:
+        """End every process and remove what the instance kept on disk."""
+        self._is_running = False
+        if self._group is not None:
+            self._group.stop(workers_were_told=workers_were_told)
+            self._group = None
+        shutil.rmtree(self._run_directory, ignore_errors=True)
+
+    @property
+    def decode_address(self) -> str:
+        """Where the decode worker listens for the main process."""
+        assert self._group is not None, "start_processes comes first"
+        name = f"{InstanceRole.DECODE.value}-{self._group.generation}"
+        return input_address(self._run_directory, name)
+
+    # State
+
+    def get_status(self) -> dict[str, Any]:
+        """Everything an operator may ask, as plain values."""
+        usage = self.get_unified_memory_usage()
+        return {
+            "is_running": self._is_running,
+            "components": self._components(),
+            "process_rotation_status": {
+                "current_sm_allocation": self.allocation.as_dict(),
+                "generation": self._group.generation if self._group else 0,
+            },
+            "unified_memory_status": {"memory_usage": usage},
+        }
+
+    def get_unified_memory_usage(self) -> dict[str, Any] | None:
+        """KV memory: total, allocated, and who has it; None before the start."""
+        if self._table is None:
+            return None
+        usage = self._table.usage()
+        block_bytes = self._block_bytes
+        return {
+            "total_memory_bytes": usage.pages_total * block_bytes,
+            "allocated_memory_bytes": usage.pages_used * block_bytes,
+            "utilization_ratio": usage.pages_used / usage.pages_total,
+            "total_blocks": usage.pages_total,
+            "free_blocks": usage.pages_free,
+            "allocated_blocks": usage.pages_used,
+            "peak_blocks": usage.pages_peak,
+            "blocks_by_role": dict(usage.pages_by_role),
+            "allocated_rows": usage.rows_total - usage.rows_free,
+            "total_rows": usage.rows_total,
+            "lock_wait_max_us": usage.lock_wait_max_ns / 1000,
+            "audits_run": usage.audits_run,
+            "audits_failed": usage.audits_failed,
+        }
+
+    def _components(self) -> dict[str, Any]:
+        workers = self._group.workers if self._group else []
+        return {
+            f"{worker.spec.role.value}_TP{worker.spec.tp_rank}": {
+                "pid": worker.pid,
+                "generation": worker.spec.generation,
+                "is_alive": worker.process.is_alive(),
+            }
+            for worker in workers
+        }
+
+    def _attach_table(self) -> BlockTable:
+        assert self._group is not None
+        resident = next(self._group.of_role(InstanceRole.RESIDENT))
+        request = AttachRequest(InstanceRole.RESIDENT, 0)
+        manifest, fds = attach(resident.spec.resident_socket, request, timeout_s=30)
+        table = BlockTable.attach(fds[0])
+        for fd in fds:
+            os.close(fd)
+        self._block_bytes = sum(ref.extent for ref in manifest.kv_buffers) // (
+            table.layout.num_pages + 1
+        )
+        return table
+
+
+def create_semi_pd_coordinator(
+    *, server_args: ServerArgs, port_args: SemiPDPortArgs | None = None
+) -> SemiPDCoordinator:
+    """A coordinator that is not started yet; ``port_args`` says where it will serve.
+
+    Raises:
+        ConfigError: a flag cannot be served.
+    """
+    if port_args is not None:
+        server_args.host, server_args.port = port_args.host, port_args.port
+    return SemiPDCoordinator(server_args)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What resident and workers change in SGLang, and nothing else changes it.
+
+Each ``install_*`` registers its hooks with SGLang's registry, applies them, and refuses
+to go on if one of them did not take: a changed SGLang is refused, not half-patched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from sglang.semi_pd.hooks import require_applied
+from sglang.semi_pd.leased_allocator import LeasedAllocator
+from sglang.semi_pd.model_image import SharedModelLoader
+from sglang.semi_pd.shared_pools import (
+    SharedReqToTokenPool,
+    Supply,
+    SupplyExisting,
+    create_buffers,
+)
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.resident_memory import ResidentMemory
+
+_POOL = "sglang.srt.mem_cache.memory_pool"
+_CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
+_CHECKER = (
+    "sglang.srt.managers.scheduler_components.invariant_checker"
+    ".SchedulerInvariantChecker"
+)
+
+Hook = Callable[..., Any]
+
+
+def install_pool_memory(supply: Supply) -> None:
+    """Resident and workers: KV buffers come from ``supply``."""
+
+    def create(original: Hook, pool: Any) -> None:
+        create_buffers(original, pool, supply)
+
+    _apply(
+        HookType.AROUND,
+        {
+            f"{_POOL}.MHATokenToKVPool._create_buffers_normal": create,
+            f"{_POOL}.MLATokenToKVPool._create_buffers": create,
+        },
+    )
+
+
+def install_worker(memory: ResidentMemory, scheduler_class: type) -> None:
+    """Workers: weights, pools and sizes come from the resident."""
+    install_pool_memory(SupplyExisting(memory.manifest.kv_buffers, memory.tensor))
+    _apply(
+        HookType.AROUND,
+        {
+            "sglang.srt.model_loader.loader.get_model_loader": _loader(memory),
+            f"{_CONFIGURATOR}._resolve_memory_pool_config": _pool_config(memory),
+            f"{_CONFIGURATOR}._build_req_to_token_pool": _row_pool(memory),
+            f"{_CONFIGURATOR}._build_token_to_kv_pool_allocator": _allocator(memory),
+            f"{_CHECKER}._check_all_pools": _pools_are_shared,
+            f"{_CHECKER}._check_req_pool": _rows_are_shared,
+        },
+    )
+    _apply(
+        HookType.REPLACE, {"sglang.srt.managers.scheduler.Scheduler": scheduler_class}
+    )
+
+
+def _apply(kind: HookType, hooks: dict[str, Any]) -> None:
+    for target, hook in hooks.items():
+        HookRegistry.register(target, hook, kind)
+    HookRegistry.apply_hooks()
+    require_applied(hooks)
+
+
+def _loader(memory: ResidentMemory) -> Hook:
+    def get_model_loader(
+        original: Hook, load_config: Any, model_config: Any = None
+    ) -> Any:
+        return SharedModelLoader(load_config, memory.manifest.model, memory.tensor)
+
+    return get_model_loader
+
+
+def _pool_config(memory: ResidentMemory) -> Hook:
+    def resolve(original: Hook, configurator: Any, pre_model_load_memory: int) -> Any:
+        sizes = memory.manifest.pool
+        return MemoryPoolConfig(
+            max_total_num_tokens=sizes.max_total_num_tokens,
+            max_running_requests=sizes.max_running_requests,
+            mem_fraction_static=sizes.mem_fraction_static,
+        )
+
+    return resolve
+
+
+def _row_pool(memory: ResidentMemory) -> Hook:
+    def build(original: Hook, configurator: Any, *, max_num_reqs: int) -> Any:
+        rows = memory.tensor(memory.manifest.req_to_token)
+        return SharedReqToTokenPool(rows, memory.table)
+
+    return build
+
+
+def _allocator(memory: ResidentMemory) -> Hook:
+    def build(
+        original: Hook,
+        configurator: Any,
+        *,
+        sizes: Any,
+        token_to_kv_pool: Any,
+        **_: Any,
+    ) -> Any:
+        allocator = LeasedAllocator(
+            memory.table,
+            size=sizes.max_total_num_tokens,
+            page_size=configurator.page_size,
+            dtype=configurator.kv_cache_dtype,
+            device=configurator.device,
+            kvcache=token_to_kv_pool,
+        )
+        if configurator.forward_stream is not None and configurator.device == "cuda":
+            allocator.forward_stream = configurator.forward_stream
+        return allocator
+
+    return build
+
+
+def _pools_are_shared(
+    original: Hook, checker: Any, stats: Any, uncached: int = 0
+) -> tuple[bool, list[str]]:
+    """Upstream compares one process's pages with the whole pool; the block table's
+    audit is the check that holds for two."""
+    return False, []
+
+
+def _rows_are_shared(original: Hook, checker: Any) -> None:
+    """See ``_pools_are_shared``."""

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry of every process that the fork server makes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+import setproctitle
+import torch
+
+from sglang.semi_pd.utils import InstanceRole
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.worker_spec import WorkerSpec
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+
+
+def run(spec: WorkerSpec, ready: Connection) -> None:
+    """Be the process ``spec`` describes, until told to end.
+
+    Leaves with exit code 0 when it was asked to end, otherwise with 1.
+    """
+    _take_environment(spec)
+    setproctitle.setproctitle(spec.title)
+    if spec.role is InstanceRole.RESIDENT:
+        _run_resident(spec, ready)
+    else:
+        _run_scheduler(spec, ready)
+
+
+def _run_resident(spec: WorkerSpec, ready: Connection) -> None:
+    from sglang.srt.utils import configure_logger, kill_itself_when_parent_died
+
+    from sglang.semi_pd.resident_worker import serve
+
+    kill_itself_when_parent_died()
+    configure_logger(spec.server_args, prefix=" R")
+    try:
+        serve(spec, ready)
+    except Exception:  # noqa: BLE001 - the process's only catch; it reports and ends
+        logger.exception("The resident failed")
+        sys.exit(EXIT_FAILED)
+
+
+def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
+    from sglang.srt.managers import scheduler as upstream
+
+    from sglang.semi_pd.resident_memory import ResidentMemory
+    from sglang.semi_pd.upstream_hooks import install_worker
+
+    scheduler_class = _scheduler_class(spec.role)
+    device = spec.server_args.device
+    memory = ResidentMemory.attach(
+        spec.resident_socket,
+        role=spec.role,
+        generation=spec.generation,
+        device=torch.device(f"cuda:{spec.gpu_id}" if device == "cuda" else device),
+    )
+    scheduler_class.spec, scheduler_class.memory = spec, memory
+    install_worker(memory, scheduler_class)
+    upstream.run_scheduler_process(
+        spec.server_args,
+        spec.port_args,
+        spec.gpu_id,
+        spec.tp_rank,
+        0,  # attention context-parallel rank
+        0,  # MoE data-parallel rank
+        spec.moe_ep_rank,
+        0,  # pipeline rank
+        None,  # data-parallel rank
+        ready,
+    )
+    # Upstream logs an exception of its scheduler and returns.
+    sys.exit(EXIT_FAILED)
+
+
+def _scheduler_class(role: InstanceRole) -> type:
+    if role is InstanceRole.PREFILL:
+        from sglang.semi_pd.prefill_scheduler import PrefillScheduler
+
+        return PrefillScheduler
+    from sglang.semi_pd.decode_scheduler import DecodeScheduler
+
+    return DecodeScheduler
+
+
+def _take_environment(spec: WorkerSpec) -> None:
+    """The fork server was started early, with the environment of that time."""
+    os.environ.clear()
+    os.environ.update(spec.environment)
+    if spec.cores:
+        os.sched_setaffinity(0, spec.cores)
+        torch.set_num_threads(len(spec.cores))
+    _reread_prometheus_environment()
+
+
+def _reread_prometheus_environment() -> None:
+    # prometheus_client chooses between one and several processes when imported.
+    from prometheus_client import values
+
+    values.ValueClass = values.get_value_class()

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the prefill and the decode scheduler have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import setproctitle
+from sglang.srt.managers.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.resident_memory import ResidentMemory
+    from sglang.semi_pd.worker_spec import WorkerSpec
+
+
+class WorkerScheduler(Scheduler):
+    """SGLang's scheduler as one of two over the same memory.
+
+    Attributes:
+        spec, memory: set once per process, before the scheduler is made: SGLang's
+            constructor already builds pools and sockets with them.
+    """
+
+    spec: ClassVar[WorkerSpec]
+    memory: ClassVar[ResidentMemory]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        setproctitle.setproctitle(self.spec.title)
+        super().__init__(*args, **kwargs)
+
+    def process_input_requests(self, recv_reqs: list[Any]) -> None:
+        super().process_input_requests(recv_reqs)
+        if self.gracefully_exit and self.is_fully_idle():
+            self.return_unused()
+            raise SystemExit(0)
+
+    def on_idle(self) -> None:
+        self.return_unused()
+        super().on_idle()
+
+    def return_unused(self) -> None:
+        """Hand leased but unused pages and rows back to the other worker."""
+        self.token_to_kv_pool_allocator.return_unused()
+        self.req_to_token_pool.return_unused()

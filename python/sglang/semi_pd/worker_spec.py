@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker is told about itself when it is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sglang.semi_pd.utils import InstanceRole
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import PortArgs, ServerArgs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """One process of one rank.
+
+    Attributes:
+        generation: counts the pairs of workers; a rotation starts the next one.
+        server_args: resolved for the role.
+        port_args: the addresses of this worker.
+        environment: the whole environment the process is to have.
+        cores: CPU cores it may use; empty means all of them.
+    """
+
+    role: InstanceRole
+    generation: int
+    server_args: ServerArgs
+    port_args: PortArgs
+    gpu_id: int
+    tp_rank: int
+    moe_ep_rank: int
+    run_directory: Path
+    environment: dict[str, str]
+    cores: frozenset[int]
+
+    @property
+    def title(self) -> str:
+        """Process title, found by SGLang's own tools through its ``sglang::``."""
+        rank = f"_TP{self.tp_rank}" if self.server_args.tp_size > 1 else ""
+        return f"sglang::semi_pd_{self.role.value}{rank}"
+
+    @property
+    def resident_socket(self) -> Path:
+        """Where the resident of this rank answers."""
+        return self.run_directory / f"resident-{self.tp_rank}"
+
+    @property
+    def handover_address(self) -> str:
+        """Where this generation's decode worker receives handovers."""
+        return handover_address(self.run_directory, self.generation)
+
+
+def handover_address(run_directory: Path, generation: int) -> str:
+    """ZeroMQ address on which decode worker ``generation`` receives handovers."""
+    return f"ipc://{run_directory}/handover-{generation}"
