@@ -116,6 +116,23 @@ class TableHandle:
             self._lease = lease
         return lease
 
+    def slot_of(self, role: InstanceRole) -> int:
+        """The slot of the newest worker of ``role``.
+
+        Raises:
+            ValueError: no worker of that role is registered.
+        """
+        state = self._core.state
+        wanted = checks.ROLES.index(InstanceRole(role)) + 1
+        slots = [
+            slot
+            for slot in range(1, state.layout.shared_slot)
+            if state.slot_role[slot] == wanted
+        ]
+        if not slots:
+            raise ValueError(f"role: no {role.value} worker is registered")
+        return max(slots, key=lambda slot: state.slot_generation[slot])
+
     def bound_to(self, lease: WorkerLease) -> Self:
         """The same mapping, speaking for another worker."""
         return type(self)(self._core, lease)

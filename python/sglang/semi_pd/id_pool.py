@@ -96,7 +96,7 @@ class IdPool:
         words = self._words
         top = words[self._top]
         base = top - count
-        ids: Ids = self.stack[base:top].copy()
+        ids: Ids = self.stack[base:top][::-1].copy()  # lowest first
         self._journal.begin(TAKE, self._top, slot, base, count)
         crash_point("take.begun")
         self.owner[ids] = slot

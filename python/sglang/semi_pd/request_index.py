@@ -91,8 +91,8 @@ class RequestIndex:
 
     def rows(self) -> Ids:
         """Rows that have blocks."""
-        used = np.unique(self._block_row)
-        return used[used != NO_ROW].astype(np.int64)
+        used: Ids = np.unique(self._block_row).astype(np.int64)
+        return used[used != NO_ROW]
 
     def begin_adding(self) -> None:
         """From here to ``finish``, a death removes what ``add`` tagged."""

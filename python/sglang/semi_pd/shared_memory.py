@@ -7,6 +7,7 @@ it; there is no entry in ``/dev/shm`` and no cleaning up after a crash.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -44,17 +45,21 @@ class SharedMemory:
 
         Raises:
             ValueError: ``nbytes`` is not positive.
-            OSError: the system has not that much memory (ENOSPC, ENOMEM, EFBIG).
+            OSError: the system has not that much memory (ENOMEM, ENOSPC, EFBIG).
         """
         if nbytes < 1:
             raise ValueError(f"nbytes: {nbytes} is not positive")
+        if reserve and nbytes > (available := _available_bytes()):
+            raise OSError(
+                errno.ENOMEM, f"{name} needs {nbytes} bytes, {available} are available"
+            )
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, nbytes)
             if reserve:
                 os.posix_fallocate(fd, 0, nbytes)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        except (OSError, OverflowError):
+        except OSError:
             os.close(fd)
             raise
         return cls(fd)
@@ -86,11 +91,13 @@ class SharedMemory:
             ValueError: the view would not lie inside the memory.
         """
         dims = (shape,) if isinstance(shape, int) else shape
-        end = offset + int(np.prod(dims, dtype=np.int64)) * np.dtype(dtype).itemsize
+        count = int(np.prod(dims, dtype=np.int64))
+        end = offset + count * np.dtype(dtype).itemsize
         if offset < 0 or end > self.nbytes:
             raise ValueError(f"offset: [{offset}, {end}) is not within {self.nbytes}")
-        view: npt.NDArray[Any] = np.ndarray(dims, dtype, self.buffer, offset)
-        return view
+        # frombuffer, because np.ndarray(buffer=...) does not keep the mapping alive.
+        flat: npt.NDArray[Any] = np.frombuffer(self.buffer, dtype, count, offset)
+        return flat.reshape(dims)
 
     def close(self) -> None:
         """Give up the descriptor and this mapping.
@@ -103,3 +110,13 @@ class SharedMemory:
         except BufferError:
             # Views are alive; the garbage collector unmaps after the last of them.
             return
+
+
+def _available_bytes() -> int:
+    """What the kernel can hand out. Asked first, because memory files have no limit
+    of their own: reserving too much would wake the OOM killer instead of failing."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    raise OSError(errno.ENOSYS, "no MemAvailable in /proc/meminfo")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -68,6 +67,11 @@ class UnifiedMemoryManager:
     (b + 1) * block_size)`` of the pool. Each call is atomic across processes. Blocks
     belong to their request until somebody deallocates it, whichever process ends.
     """
+
+    _arena: MemoryArena
+    _pool: torch.Tensor  # uint8, shape (total_blocks, block_size)
+    _blocks: RequestBlocks
+    _closed: bool
 
     def __init__(
         self,
@@ -231,12 +235,7 @@ class UnifiedMemoryManager:
     def __enter__(self) -> UnifiedMemoryManager:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _set_up(
