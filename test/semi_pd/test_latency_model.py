@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 import pytest
-
 from sglang.semi_pd.latency_model import (
     LatencyModel,
     LatencyModelFitter,
@@ -37,7 +36,7 @@ COEFFICIENTS = (
 def fitter_of(
     windows: int, *, noise: float = 0.0, outliers: int = 0, seed: int = 0
 ) -> LatencyModelFitter:
-    """Feed windows of the true model at random splits and rates, refitting each time."""
+    """Feed windows of the true model at random splits and rates, refitting each."""
     random = np.random.default_rng(seed)
     fitter = LatencyModelFitter()
     for window in range(windows):

@@ -10,7 +10,6 @@ import time
 import tracemalloc
 
 import pytest
-
 from sglang.semi_pd.metrics_aggregator import MetricsAggregator
 from sglang.semi_pd.metrics_collector import SemiPDMetricsCollector
 from sglang.semi_pd.slo_types import SLOClass

@@ -8,7 +8,6 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.sm_allocation import UNPARTITIONED, SMAllocation
 from sglang.semi_pd.utils import InstanceRole

@@ -197,8 +197,8 @@ _HUBER_SCALES = 1.345  # 95 % efficient on Gaussian noise
 _PRIOR_WEIGHT = 1e-3  # decides only what the samples leave open
 _HALF_LIFE = 32.0  # samples after which an old one counts half
 _ITERATIONS = 8
-_COST_CANDIDATES = 48
-_COST_ROUNDS = 3
+_COST_CANDIDATES = 16
+_COST_ROUNDS = 4
 
 
 def _robust_fit(

@@ -55,7 +55,7 @@ class InstanceSimulator:
         self._decode_ends_s = _NEVER
         self._batch = 0
         self._batch_kv_tokens = 0
-        self._free_kv_tokens = coefficients.kv_capacity_tokens
+        self.free_kv_tokens = coefficients.kv_capacity_tokens
 
         self.prefill_busy_s = 0.0
         self.decode_busy_s = 0.0
@@ -149,10 +149,10 @@ class InstanceSimulator:
     def _reserve_kv(self, index: int) -> bool:
         """Set KV aside for a request; one too large waits for an empty cache."""
         needed = self._input[index] + self._output[index]
-        is_empty = self._free_kv_tokens == self._coefficients.kv_capacity_tokens
-        if needed > self._free_kv_tokens and not is_empty:
+        is_empty = self.free_kv_tokens == self._coefficients.kv_capacity_tokens
+        if needed > self.free_kv_tokens and not is_empty:
             return False
-        self._free_kv_tokens -= needed
+        self.free_kv_tokens -= needed
         return True
 
     def _end_prefill_step(self, now: float) -> None:
@@ -206,4 +206,4 @@ class InstanceSimulator:
     def _complete(self, index: int, now: float) -> None:
         self.completion_s[index] = now
         self.completion_order.append(index)
-        self._free_kv_tokens += self._input[index] + self._output[index]
+        self.free_kv_tokens += self._input[index] + self._output[index]

@@ -15,12 +15,15 @@ def step_until_estimate_meets(
     """Step towards ``role`` until Eq. 4 promises its SLO; also say what stopped it.
 
     Takes at least one step, for the model may be wrong and the failure is observed.
-    A trusted model also forbids a step that would break the other role's SLO: this is
-    what keeps SLOs that no split can meet from swinging the split to and fro.
+    But the other role only gives what it can spare: nothing while its own SLO is met
+    by less than the headroom, and nothing that a trusted model says would break it.
+    This keeps SLOs that no split can meet from swinging the split to and fro.
     """
     limits, model = inputs.limits, inputs.model
     other = DECODE if role is PREFILL else PREFILL
     wanted_ms = inputs.target_ms(role) * (1 - limits.headroom)
+    spare_ms = inputs.target_ms(other) * (1 - limits.headroom)
+    lacks_slack = inputs.observed_ms(other) > spare_ms
     allocation = within_bounds(inputs.current, limits)
     for taken in range(limits.max_step):
         if taken and inputs.estimate_ms(role, allocation) <= wanted_ms:
@@ -28,9 +31,10 @@ def step_until_estimate_meets(
         candidate = increased(allocation, role, limits)
         if candidate == allocation:
             return allocation, Reason.AT_BOUND
-        other_ms = inputs.estimate_ms(other, candidate)
-        if model.is_trusted and other_ms > inputs.target_ms(other):
-            return allocation, Reason.OTHER_SLO_WOULD_FAIL
+        if candidate.share_of(other) < allocation.share_of(other):
+            would_fail = inputs.estimate_ms(other, candidate) > inputs.target_ms(other)
+            if lacks_slack or (model.is_trusted and would_fail):
+                return allocation, Reason.OTHER_SLO_WOULD_FAIL
         allocation = candidate
     return allocation, Reason.AT_BOUND
 

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The discrete-event model: exact on small cases, sane on large ones, fast."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.simulation import simulate, simulate_controlled
+from sglang.semi_pd.simulator import InstanceSimulator
+from sglang.semi_pd.simulator_coefficients import SimulatorCoefficients
+from sglang.semi_pd.slo_types import SLOConstraints
+from sglang.semi_pd.sm_allocation import UNPARTITIONED, SMAllocation
+from sglang.semi_pd.trace import Trace
+
+SLO = SLOConstraints(ttft_target_ms=300.0, tpot_target_ms=20.0)
+
+# Round figures: 10 ms per 100 prompt tokens, 10 ms per decode step, no interference.
+ROUND = SimulatorCoefficients(
+    prefill_step_s=0.0,
+    prefill_s_per_token=1e-4,
+    prefill_s_per_context_token=0.0,
+    decode_step_s=0.01,
+    decode_s_per_request=0.0,
+    decode_s_per_kv_token=0.0,
+    interference=((100, 100, 1, 1),),
+    request_overhead_s=0.0,
+)
+
+
+def trace_of(*rows: tuple[float, int, int]) -> Trace:
+    arrival_s, inputs, outputs = zip(*rows, strict=True)
+    return Trace(np.array(arrival_s, float), np.array(inputs), np.array(outputs))
+
+
+def run(trace: Trace, coefficients: SimulatorCoefficients = ROUND) -> InstanceSimulator:
+    instance = InstanceSimulator(trace, coefficients, UNPARTITIONED)
+    instance.advance()
+    return instance
+
+
+def test_one_request_takes_its_prefill_and_its_steps() -> None:
+    instance = run(trace_of((1.0, 100, 11)))
+    assert instance.first_token_s[0] == pytest.approx(1.01)
+    assert instance.completion_s[0] == pytest.approx(1.11)
+    assert instance.worst_gap_s()[0] == pytest.approx(0.01)
+
+
+def test_one_token_needs_no_decode_step() -> None:
+    instance = run(trace_of((0.0, 100, 1)))
+    assert instance.completion_s[0] == instance.first_token_s[0]
+    assert math.isnan(instance.worst_gap_s()[0])
+
+
+def test_prompts_queue_first_come_first_served() -> None:
+    coefficients = replace(ROUND, chunk_tokens=100)
+    instance = run(trace_of((0.0, 100, 1), (0.0, 200, 1), (0.001, 50, 1)), coefficients)
+    assert instance.first_token_s == pytest.approx([0.01, 0.03, 0.035])
+
+
+def test_a_request_joins_the_next_decode_step() -> None:
+    instance = run(trace_of((0.0, 100, 101), (0.1, 50, 3)))
+    assert instance.first_token_s[1] == pytest.approx(0.105)
+    assert instance.completion_s[1] == pytest.approx(0.13)
+    assert instance.worst_gap_s()[1] == pytest.approx(0.015)
+
+
+def test_a_full_cache_holds_prompts_back() -> None:
+    coefficients = replace(ROUND, kv_capacity_tokens=120)
+    instance = run(trace_of((0.0, 100, 11), (0.0, 100, 11)), coefficients)
+    assert instance.first_token_s[1] >= instance.completion_s[0]
+
+
+def test_a_request_larger_than_the_cache_is_served_alone() -> None:
+    coefficients = replace(ROUND, kv_capacity_tokens=50)
+    assert np.isfinite(run(trace_of((0.0, 100, 11)), coefficients).completion_s).all()
+
+
+def test_interference_slows_both_only_while_both_run() -> None:
+    coefficients = replace(ROUND, interference=((100, 100, 3, 2),))
+    instance = run(trace_of((0.0, 100, 101), (0.1, 100, 2)), coefficients)
+    assert instance.first_token_s[0] == pytest.approx(0.01)
+    assert instance.first_token_s[1] == pytest.approx(0.13)
+    assert instance.worst_gap_s()[0] == pytest.approx(0.02)
+
+
+def test_every_request_is_served_and_memory_comes_back() -> None:
+    trace = Trace.poisson(20.0, requests=500, input_length=800, output_length=60)
+    tight = SimulatorCoefficients(kv_capacity_tokens=20_000, max_decode_batch=8)
+    instance = InstanceSimulator(trace, tight, SMAllocation(70, 30))
+    instance.advance()
+    assert np.isfinite(instance.completion_s).all()
+    assert (instance.first_token_s > trace.arrival_s).all()
+    assert (instance.completion_s >= instance.first_token_s).all()
+    assert instance.free_kv_tokens == tight.kv_capacity_tokens
+
+
+def test_advancing_in_pieces_changes_nothing() -> None:
+    trace = Trace.poisson(10.0, requests=200, input_length=800, output_length=60)
+    whole = InstanceSimulator(trace, SimulatorCoefficients(), SMAllocation(70, 30))
+    whole.advance()
+    pieces = InstanceSimulator(trace, SimulatorCoefficients(), SMAllocation(70, 30))
+    for until_s in np.arange(0.0, 60.0, 0.37):
+        pieces.advance(float(until_s))
+    assert pieces.completion_s == pytest.approx(whole.completion_s)
+
+
+def test_the_measured_table_is_returned_where_it_was_measured() -> None:
+    coefficients = SimulatorCoefficients()
+    for prefill, decode, prefill_factor, decode_factor in coefficients.interference:
+        factors = coefficients.factors(SMAllocation(int(prefill), int(decode)))
+        beside = (factors.prefill_beside_decode, factors.decode_beside_prefill)
+        assert beside == pytest.approx((prefill_factor, decode_factor), rel=1e-3)
+
+
+def test_a_larger_share_serves_its_own_phase_better() -> None:
+    trace = Trace.poisson(14.0, requests=2000, input_length=1024, output_length=256)
+    halves, more = (simulate(trace, SMAllocation(x, 100 - x), SLO) for x in (50, 80))
+    assert more.ttft.p95_ms < halves.ttft.p95_ms
+    assert more.tpot.p95_ms > halves.tpot.p95_ms
+
+
+def test_more_gpus_serve_more() -> None:
+    trace = Trace.poisson(40.0, requests=2000, input_length=1024, output_length=256)
+    one, two = (simulate(trace, SMAllocation(70, 30), SLO, gpus=g) for g in (1, 2))
+    assert two.slo_attainment > one.slo_attainment + 0.3
+
+
+def test_the_controller_beats_the_split_it_starts_from() -> None:
+    trace = Trace.poisson(16.0, requests=4000, input_length=1024, output_length=256)
+    start = SMAllocation(20, 80)
+    controlled = simulate_controlled(trace, start, SLO)
+    assert controlled.report.slo_attainment > simulate(trace, start, SLO).slo_attainment
+    assert controlled.report.slo_attainment > 0.7
+    assert len(controlled.splits) > 1
+
+
+def test_100_000_requests_take_seconds() -> None:
+    trace = Trace.poisson(16.0, requests=100_000, input_length=1024, output_length=256)
+    started_s = time.perf_counter()
+    simulate(trace, SMAllocation(70, 30), SLO)
+    took_s = time.perf_counter() - started_s
+    print(f"100,000 requests in {took_s:.2f} s")
+    assert took_s < 20.0
+
+
+def test_calibrations_are_read_and_refused(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({"decode_step_s": 0.5, "decode_speed": [[100, 1]]}))
+    coefficients = SimulatorCoefficients.load(path)
+    assert coefficients.decode_step_s == 0.5
+    assert coefficients.decode_speed == ((100, 1),)
+    path.write_text('{"decode_steps": 1}')
+    with pytest.raises(ConfigError, match=r"unknown names \['decode_steps'\]"):
+        SimulatorCoefficients.load(path)
+
+
+def test_traces_are_read_and_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    rows = [
+        {"arrival_s": 2.0, "input_length": 10, "output_length": 5},
+        {"arrival_s": 1.0, "input_length": 20, "output_length": 6},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    trace = Trace.load(path)
+    assert trace.arrival_s.tolist() == [1.0, 2.0]
+    assert trace.input_length.tolist() == [20, 10]
+    path.write_text('{"arrival_s": 1.0, "input_length": 0, "output_length": 5}')
+    with pytest.raises(ConfigError, match="line 1"):
+        Trace.load(path)
+    path.write_text("\n")
+    with pytest.raises(ConfigError, match="no requests"):
+        Trace.load(path)
