@@ -90,7 +90,7 @@ def _extend_server_args(module):
             code = compile(file.read(), path, "exec", dont_inherit=True)
         exec(code, module.__dict__)
         module.__doc__ = upstream["__doc__"]
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - plain SGLang must start anyway
         module.__dict__.clear()
         module.__dict__.update(upstream)
         import warnings

@@ -102,12 +102,11 @@ def check_values(server_args: ServerArgs) -> None:
         coordinator=server_args.enable_semi_pd_coordinator,
         slo_aware=server_args.enable_slo_aware,
     )
-    if server_args.sm_partition_backend not in flag_rules.PARTITION_BACKENDS:
-        raise ConfigError(
-            f"--sm-partition-backend {server_args.sm_partition_backend} is refused",
-            why="there is no such way to divide the SMs",
-            mend="supported: " + ", ".join(flag_rules.PARTITION_BACKENDS),
-        )
+    flag_rules.check_choice(
+        "sm_partition_backend",
+        server_args.sm_partition_backend,
+        flag_rules.PARTITION_BACKENDS,
+    )
 
 
 def check_supported(server_args: ServerArgs) -> None:

@@ -9,7 +9,7 @@ the standard library is needed here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,13 +188,13 @@ def check_modes(*, semi_pd: bool, coordinator: bool, slo_aware: bool) -> None:
         )
 
 
-def check_log_level(level: str) -> None:
-    """Refuse a level that logging does not have; case does not matter."""
-    if level.lower() not in LOG_LEVELS:
+def check_choice(field: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a word that is not among the choices."""
+    if value not in choices:
         raise ConfigError(
-            f"--log-level {level} is refused",
-            why="there is no such level",
-            mend="supported: " + ", ".join(LOG_LEVELS),
+            f"{flag(field)} {value} is refused",
+            why="there is no such choice",
+            mend="supported: " + ", ".join(choices),
         )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from importlib.machinery import PathFinder
 from typing import Any
 
-from sglang.semi_pd import flag_rules, ports
+from sglang.semi_pd import flag_rules, fork_server, ports
 from sglang.semi_pd.errors import ConfigError, SemiPDError
 from sglang.semi_pd.refusal import refuse
 
@@ -35,6 +35,7 @@ _COMMAND_FLAGS = frozenset({"--model-type", "--help"})
 _FEWEST_FLAGS = 200
 _FIELD = re.compile(r"^    ([a-z][a-z0-9_]*): A\[", re.MULTILINE)
 _LITERAL = re.compile(r"[\"'](--[a-zA-Z0-9][\w-]*)[\"']")
+_NEGATIVE = re.compile(r"-(\d+|\d*\.\d+)")
 _VERSION = re.compile(r"^__version__ = version = '([^']+)'", re.MULTILINE)
 
 
@@ -50,7 +51,9 @@ class CommandLine:
         self._known = frozenset(known) | OUR_FLAGS
         self._values: dict[str, str | None] = {}
         self.unknown: list[str] = []
-        self.positional = arguments[0] if arguments[:1] and _is_value(arguments[0]) else ""
+        self.positional = (
+            arguments[0] if arguments[:1] and _is_value(arguments[0]) else ""
+        )
         for place, argument in enumerate(arguments):
             if argument.startswith("--") and len(argument) > 2:
                 self._take(argument, arguments[place + 1 : place + 2])
@@ -120,7 +123,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def begin(arguments: Sequence[str]) -> None:
-    """The command line is good: start what may start before the imports."""
+    """The command line is good: start what may start before the imports.
+
+    The fork server imports SGLang while this process does the same.
+    """
+    fork_server.start()
 
 
 def check(line: CommandLine, *, version: str, flags_are_known: bool) -> None:
@@ -166,7 +173,16 @@ def check_own_flags(line: CommandLine) -> None:
         coordinator=line.has("--enable-semi-pd-coordinator"),
         slo_aware=line.has("--enable-slo-aware"),
     )
-    flag_rules.check_log_level(line.value("--log-level") or "info")
+    flag_rules.check_choice(
+        "log_level",
+        (line.value("--log-level") or "info").lower(),
+        flag_rules.LOG_LEVELS,
+    )
+    flag_rules.check_choice(
+        "sm_partition_backend",
+        line.value("--sm-partition-backend") or "auto",
+        flag_rules.PARTITION_BACKENDS,
+    )
 
 
 def check_limits(line: CommandLine) -> None:
@@ -214,9 +230,21 @@ def known_flags(sglang_root: str) -> frozenset[str]:
             text = file.read()
     except OSError:
         return frozenset()
-    flags = {flag_rules.flag(field) for field in _FIELD.findall(text)}
-    flags.update(_LITERAL.findall(text))
+    pieces = _FIELD.split(text)
+    flags = set(_LITERAL.findall(text))
+    for field, definition in zip(pieces[1::2], pieces[2::2], strict=True):
+        flags.update(_field_flags(field, definition.partition("\n    def ")[0]))
     return frozenset(flags | _COMMAND_FLAGS if len(flags) >= _FEWEST_FLAGS else ())
+
+
+def _field_flags(field: str, definition: str) -> list[str]:
+    """The flags SGLang derives from the name of one field of ``ServerArgs``."""
+    if "no_cli=True" in definition or "cli_name=" in definition:
+        return []
+    flag = flag_rules.flag(field)
+    if "BooleanOptionalAction" in definition:
+        return [flag, flag.replace("--", "--no-", 1)]
+    return [flag]
 
 
 def sglang_version(sglang_root: str) -> str:
@@ -236,4 +264,6 @@ def _sglang_root() -> str:
 
 
 def _is_value(text: str) -> bool:
-    return not text.startswith("-") or bool(re.fullmatch(r"-(\d[\d.e+-]*|inf|nan)", text))
+    return not text.startswith("-") or bool(
+        re.fullmatch(r"-(\d[\d.e+-]*|inf|nan)", text)
+    )

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from _sglang_semi_pd_overlay import server_arguments
-
 from sglang.semi_pd.errors import SemiPDError
 
 EXIT_CODE = 2

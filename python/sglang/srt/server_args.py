@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 from sglang.srt.arg_groups.arg_utils import NS, A, Arg
 from sglang.srt.server_args import PortArgs, ServerArgs
@@ -54,79 +54,109 @@ class ServerArgs(ServerArgs):  # type: ignore[no-redef]
 
     enable_semi_pd: A[
         bool,
-        "Serve with separate prefill and decode processes and a fixed split of the "
-        "GPU between them (default: off).",
+        Arg(
+            help="Serve with separate prefill and decode processes and a fixed "
+            "split of the GPU between them (default: off)."
+        ),
         NS("semi_pd"),
     ] = False
     enable_semi_pd_coordinator: A[
         bool,
-        "Serve with Semi-PD's coordinator, everything included: separate processes, "
-        "unified memory, and a split that follows the SLO targets (default: off).",
+        Arg(
+            help="Serve with Semi-PD's coordinator, everything included: separate "
+            "processes, unified memory, and a split that follows the SLO targets "
+            "(default: off)."
+        ),
         NS("semi_pd"),
     ] = False
     enable_slo_aware: A[
         bool,
-        "Move the split at run time to meet the SLO targets (default: off).",
+        Arg(help="Move the split at run time to meet the SLO targets (default: off)."),
         NS("semi_pd"),
     ] = False
     unified_memory_blocks: A[
-        Optional[int],
-        "Number of blocks of the unified KV cache. Default: as many as the model and "
-        "--mem-fraction-static allow (1000 where the memory manager is used without "
-        "a server).",
+        int | None,
+        Arg(
+            help="Number of blocks of the unified KV cache. Default: as many as the "
+            "model and --mem-fraction-static allow (1000 where the memory manager is "
+            "used without a server)."
+        ),
         NS("semi_pd"),
     ] = None
     unified_memory_block_size: A[
         int,
-        "Bytes of one block, in effect with --unified-memory-blocks (default: 4096).",
+        Arg(
+            help="Bytes of one block, in effect with --unified-memory-blocks "
+            "(default: 4096)."
+        ),
         NS("semi_pd"),
     ] = 4096
     unified_memory_page_size: A[
         int,
-        "Memory page size, in effect with --unified-memory-blocks (default: 16).",
+        Arg(
+            help="Memory page size, in effect with --unified-memory-blocks "
+            "(default: 16)."
+        ),
         NS("semi_pd"),
     ] = 16
     slo_ttft_target: A[
         float,
-        "Target for the time to first token, in milliseconds (default: 100.0).",
+        Arg(
+            help="Target for the time to first token, in milliseconds (default: 100.0)."
+        ),
         NS("semi_pd"),
     ] = 100.0
     slo_tpot_target: A[
         float,
-        "Target for the time per output token, in milliseconds (default: 50.0).",
+        Arg(
+            help="Target for the time per output token, in milliseconds "
+            "(default: 50.0)."
+        ),
         NS("semi_pd"),
     ] = 50.0
     slo_window_size: A[
         float,
-        "Length of the window that latencies are judged over, in seconds "
-        "(default: 30.0).",
+        Arg(
+            help="Length of the window that latencies are judged over, in seconds "
+            "(default: 30.0)."
+        ),
         NS("semi_pd"),
     ] = 30.0
     slo_monitoring_interval: A[
         float,
-        "Time between two looks at the SLOs, in seconds (default: 10.0).",
+        Arg(help="Time between two looks at the SLOs, in seconds (default: 10.0)."),
         NS("semi_pd"),
     ] = 10.0
     initial_prefill_sm: A[
         int,
-        "Share of the GPU's SMs for prefill at the start, in percent (default: 70).",
+        Arg(
+            help="Share of the GPU's SMs for prefill at the start, in percent "
+            "(default: 70)."
+        ),
         NS("semi_pd"),
     ] = 70
     initial_decode_sm: A[
         int,
-        "Share of the GPU's SMs for decode at the start, in percent (default: 30).",
+        Arg(
+            help="Share of the GPU's SMs for decode at the start, in percent "
+            "(default: 30)."
+        ),
         NS("semi_pd"),
     ] = 30
     enable_sm_overlap: A[
         bool,
-        "Let the two shares sum to more than 100: each is then a cap of its own "
-        "(default: off).",
+        Arg(
+            help="Let the two shares sum to more than 100: each is then a cap of "
+            "its own (default: off)."
+        ),
         NS("semi_pd"),
     ] = False
     sm_partition_backend: A[
         Literal["auto", "green", "mps", "none"],
-        "How the SMs are divided: green contexts, MPS percentages, or not at all; "
-        "auto takes the best one available (default: auto).",
+        Arg(
+            help="How the SMs are divided: green contexts, MPS percentages, or not "
+            "at all; auto takes the best one available (default: auto)."
+        ),
         NS("semi_pd"),
     ] = "auto"
 
@@ -192,16 +222,16 @@ class SemiPDPortArgs(PortArgs):
     nccl_port: int = 0
     rpc_ipc_name: str = ""
     metrics_ipc_name: str = ""
-    tokenizer_worker_ipc_name: Optional[str] = None
-    decoupled_spec_ipc_config: Optional[DecoupledSpecIpcConfig] = None  # noqa: F821
+    tokenizer_worker_ipc_name: str | None = None
+    decoupled_spec_ipc_config: DecoupledSpecIpcConfig | None = None  # noqa: F821
     host: str = "127.0.0.1"
     port: int = 30000
 
     @staticmethod
     def init_new(
         server_args: ServerArgs,
-        dp_rank: Optional[int] = None,
-        worker_ports: Optional[list[int]] = None,
+        dp_rank: int | None = None,
+        worker_ports: list[int] | None = None,
     ) -> SemiPDPortArgs:
         upstream = PortArgs.init_new(server_args, dp_rank, worker_ports)
         return SemiPDPortArgs(

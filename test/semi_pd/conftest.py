@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share.
+
+Tests run in two passes (see the Makefile). With ``SEMI_PD_LIGHT=1`` an empty ``sglang``
+stands in for SGLang, so that ``sglang.semi_pd``'s pure modules import in milliseconds;
+tests marked ``upstream``, ``server`` or ``gpu`` need SGLang itself and are left to the
+second pass. ``SEMI_PD_SOAK=1`` lets tests that use ``soak_factor`` run for long.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HEAVY_MARKERS = ("upstream", "server", "gpu")
+IS_LIGHT = os.environ.get("SEMI_PD_LIGHT") == "1"
+
+
+def _stand_in_for_sglang() -> None:
+    stand_in = ModuleType("sglang")
+    stand_in.__path__ = [str(REPOSITORY / "python" / "sglang")]
+    sys.modules["sglang"] = stand_in
+    sys.path.insert(0, str(REPOSITORY / "python"))
+
+
+if IS_LIGHT:
+    _stand_in_for_sglang()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In the light pass, skip what needs SGLang itself."""
+    if not IS_LIGHT:
+        return
+    needs_sglang = pytest.mark.skip(reason="needs SGLang itself; SEMI_PD_LIGHT=1")
+    for item in items:
+        if any(item.get_closest_marker(marker) for marker in HEAVY_MARKERS):
+            item.add_marker(needs_sglang)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def soak_factor() -> int:
+    """How many times longer than usual a stress test should run."""
+    return 50 if os.environ.get("SEMI_PD_SOAK") == "1" else 1
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny Llama with its tokenizer."""
+    return _make_model(tmp_path_factory, "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny Qwen2 with its tokenizer."""
+    return _make_model(tmp_path_factory, "qwen2")
+
+
+def _make_model(tmp_path_factory: pytest.TempPathFactory, arch: str) -> Path:
+    out = tmp_path_factory.mktemp("models") / f"tiny-{arch}"
+    script = REPOSITORY / "scripts" / "make_tiny_model.py"
+    command = [sys.executable, str(script), str(out), "--arch", arch]
+    subprocess.run(command, check=True, timeout=60)
+    return out
