@@ -99,12 +99,12 @@ class TableModel(RuleBasedStateMachine):
         self.rows[who].update(taken or [])
 
     @precondition(lambda self: any(self.rows))
-    @rule(give=st.booleans())
-    def end_or_move_row(self, give: bool) -> None:
+    @rule(fate=st.sampled_from(("give", "move")))
+    def end_or_move_row(self, fate: str) -> None:
         who = 0 if self.rows[0] else 1
         row = min(self.rows[who])
         self.rows[who].remove(row)
-        if give:
+        if fate == "give":
             self.workers[who].give_rows([row])
         else:
             self.workers[who].move_row(row, self.workers[1 - who].lease.slot)

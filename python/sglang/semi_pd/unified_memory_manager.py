@@ -226,7 +226,7 @@ class UnifiedMemoryManager:
         }
 
     def close(self) -> None:
-        """Let go of the pool; its memory lives while a process or a view uses it."""
+        """Use the pool no more; its memory lives while a process or a view has it."""
         if not self._closed:
             self._closed = True
             self._blocks.close()
