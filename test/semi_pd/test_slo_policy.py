@@ -88,7 +88,7 @@ def test_ttft_alone_gives_prefill_more() -> None:
 
 
 def test_tpot_alone_gives_decode_more() -> None:
-    decision = decision_on(snapshot_of(90.0, 90.0))
+    decision = decision_on(snapshot_of(50.0, 90.0))
     assert decision.reason is Reason.TPOT_FAILS
     assert decision.allocation.decode_percentage > 50
 
@@ -161,9 +161,11 @@ def test_bounds_stop_it() -> None:
     assert decision.allocation == SMAllocation(90, 10)
 
 
-def test_a_trusted_model_does_not_save_one_slo_by_breaking_the_other() -> None:
-    model = replace(TRUSTED, tpot_scale_ms=24.0, tpot_floor_ms=1.0)
-    decision = decision_on(snapshot_of(300.0, 40.0), model=model)
+def test_it_does_not_save_one_slo_by_breaking_the_other() -> None:
+    model = replace(TRUSTED, tpot_scale_ms=24.0, tpot_floor_ms=0.0)
+    decision = decision_on(
+        snapshot_of(300.0, 44.0), model=model, limits=ControlLimits(step_size=10)
+    )
     assert decision.reason is Reason.OTHER_SLO_WOULD_FAIL
     assert decision.allocation == HALVES
 
@@ -203,9 +205,7 @@ def test_auto_gives_up_splitting_where_nothing_helps() -> None:
     assert "no split keeps both SLOs" in decision.advice
 
 
-def test_auto_stays_unpartitioned_and_says_that_plain_scheduling_serves_better() -> (
-    None
-):
+def test_auto_stays_unpartitioned_and_says_what_would_serve_better() -> None:
     limits = ControlLimits(mode=ControlMode.AUTO)
     hopeless = replace(TRUSTED, ttft_scale_ms=500.0)
     state = ControlState(last_change_s=0.0, last_split=HALVES)
@@ -290,7 +290,7 @@ def control_limits(draw: st.DrawFn) -> ControlLimits:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     ttft_ms=figures,
     tpot_ms=figures,
@@ -308,7 +308,7 @@ def control_limits(draw: st.DrawFn) -> ControlLimits:
         last_split=st.one_of(st.none(), st.just(HALVES)),
     ),
 )
-def test_no_decision_leaves_the_bounds(
+def test_no_decision_leaves_the_bounds(  # noqa: PLR0913 - one per drawn input
     ttft_ms: float,
     tpot_ms: float,
     rate: float,

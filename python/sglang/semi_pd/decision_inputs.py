@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from sglang.semi_pd.latency_model import LatencyModel, queue_aware_ttft_ms
@@ -51,6 +52,18 @@ class DecisionInputs:
             return self.model.tpot_ms(allocation.decode_share)
         tokens_per_s = self.snapshot.prompt_tokens_per_s
         return self.model.ttft_ms(allocation.prefill_share, tokens_per_s)
+
+    def expected_ms(self, role: InstanceRole, allocation: SMAllocation) -> float:
+        """Return what the role's latency would become under a split, milliseconds.
+
+        Eq. 4 gives the ratio to the present split, the window gives the level: TPOT
+        also depends on the batch, which Eq. 4 does not know.
+        """
+        present_ms = self.estimate_ms(role, self.current)
+        estimate_ms = self.estimate_ms(role, allocation)
+        if present_ms == math.inf:
+            return estimate_ms
+        return self.observed_ms(role) * estimate_ms / present_ms
 
     def excess(self, role: InstanceRole) -> float:
         """Return latency over target: above 1 the SLO fails.

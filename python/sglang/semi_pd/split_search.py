@@ -16,24 +16,24 @@ def step_until_estimate_meets(
 
     Takes at least one step, for the model may be wrong and the failure is observed.
     But the other role only gives what it can spare: nothing while its own SLO is met
-    by less than the headroom, and nothing that a trusted model says would break it.
+    by less than the headroom, and nothing that is expected to break it.
     This keeps SLOs that no split can meet from swinging the split to and fro.
     """
-    limits, model = inputs.limits, inputs.model
+    limits = inputs.limits
     other = DECODE if role is PREFILL else PREFILL
     wanted_ms = inputs.target_ms(role) * (1 - limits.headroom)
     spare_ms = inputs.target_ms(other) * (1 - limits.headroom)
     lacks_slack = inputs.observed_ms(other) > spare_ms
     allocation = within_bounds(inputs.current, limits)
     for taken in range(limits.max_step):
-        if taken and inputs.estimate_ms(role, allocation) <= wanted_ms:
+        if taken and inputs.expected_ms(role, allocation) <= wanted_ms:
             break
         candidate = increased(allocation, role, limits)
         if candidate == allocation:
             return allocation, Reason.AT_BOUND
         if candidate.share_of(other) < allocation.share_of(other):
-            would_fail = inputs.estimate_ms(other, candidate) > inputs.target_ms(other)
-            if lacks_slack or (model.is_trusted and would_fail):
+            would_fail = inputs.expected_ms(other, candidate) > inputs.target_ms(other)
+            if lacks_slack or would_fail:
                 return allocation, Reason.OTHER_SLO_WOULD_FAIL
         allocation = candidate
     return allocation, Reason.AT_BOUND
@@ -100,7 +100,7 @@ def best_split(inputs: DecisionInputs) -> tuple[SMAllocation, float]:
     if limits.allow_overlap:
         splits = [SMAllocation(x, y) for x in shares for y in shares]
     else:
-        splits = [SMAllocation(x, FULL_PERCENTAGE - x) for x in shares]
-    allowed = [split for split in splits if limits.contains(split)]
-    best = min(allowed, key=worse_excess)
+        highest = limits.max_percentage
+        splits = [SMAllocation(x, min(highest, FULL_PERCENTAGE - x)) for x in shares]
+    best = min(splits, key=worse_excess)
     return best, worse_excess(best)
