@@ -34,6 +34,7 @@ def plot_reports(reports: Sequence[SimulationReport], path: Path) -> None:
     attainment.set_ylim(0, 100)
     for panel in panels.flat:
         panel.set_xlabel("split: prefill/decode, % of the SMs")
+        panel.tick_params(axis="x", rotation=30)
         panel.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
