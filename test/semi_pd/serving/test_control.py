@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flush, pause and abort reach both workers and answer once."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import client
+import pytest
+from client import Body
+from compare import content
+from harness import Server
+from workload import endless, prompt
+
+pytestmark = pytest.mark.server
+
+
+def test_flush_cache(plain: Server, semi_pd: Server) -> None:
+    """Both workers flush; the next answer is unchanged."""
+    before = content(semi_pd.generate(input_ids=prompt(50, seed=1)))
+    for server in (plain, semi_pd):
+        for send in (server.get, lambda path, s=server: s.post(path, {})):
+            reply = send("/flush_cache")
+            assert reply.status_code == 200, f"{server.name}: {reply.text}"
+    assert content(semi_pd.generate(input_ids=prompt(50, seed=1))) == before
+
+
+def test_flush_cache_is_refused_while_busy(plain: Server, semi_pd: Server) -> None:
+    """As in plain SGLang: not while requests run."""
+
+    async def run(url: str) -> tuple[client.Stream, int]:
+        async with client.session() as http:
+            body = endless(prompt(100, seed=2), 200)
+            running = asyncio.create_task(client.stream(http, url, body))
+            await asyncio.sleep(0.5)
+            async with http.post(f"{url}/flush_cache") as reply:
+                status = reply.status
+            return await running, status
+
+    for server in (plain, semi_pd):
+        stream, status = asyncio.run(run(server.url))
+        assert len(stream.last["output_ids"]) == 200
+        assert status == 400, server.name
+
+
+def test_pause_and_continue(semi_pd: Server) -> None:
+    """Requests wait while generation is paused, and then end as if it never was."""
+    body = endless(prompt(60, seed=3), 40)
+    expected = content(semi_pd.generate(**body))
+
+    async def run() -> client.Stream:
+        async with client.session() as http:
+
+            async def tell(path: str, body: Body) -> None:
+                async with http.post(semi_pd.url + path, json=body) as reply:
+                    assert reply.status == 200, await reply.text()
+
+            await tell("/pause_generation", {"mode": "in_place"})
+            try:
+                running = asyncio.create_task(client.stream(http, semi_pd.url, body))
+                await asyncio.sleep(1.0)
+                assert not running.done()
+            finally:
+                await tell("/continue_generation", {})
+            return await running
+
+    assert content(asyncio.run(run()).last) == expected
+
+
+def test_abort_by_rid(semi_pd: Server) -> None:
+    """An aborted request ends soon, says so, and its neighbour goes on."""
+    rid = f"abort-{uuid.uuid4().hex}"
+    body = endless(prompt(100, seed=5), 1500)
+
+    async def run() -> tuple[client.Stream, client.Stream]:
+        async with client.session() as http:
+            victim = asyncio.create_task(
+                client.stream(http, semi_pd.url, {**body, "rid": rid})
+            )
+            other = asyncio.create_task(
+                client.stream(http, semi_pd.url, endless(prompt(30, seed=6), 100))
+            )
+            await asyncio.sleep(0.7)
+            url = f"{semi_pd.url}/abort_request"
+            async with http.post(url, json={"rid": rid}) as reply:
+                assert reply.status == 200
+            return await asyncio.wait_for(victim, 20), await other
+
+    victim, other = asyncio.run(run())
+    assert victim.finish_type == "abort"
+    assert len(victim.last["output_ids"]) < 1500
+    assert other.finish_type == "length" and len(other.last["output_ids"]) == 100
+
+
+def test_abort_all(semi_pd: Server) -> None:
+    """Everything that runs or waits ends."""
+    bodies = [endless(prompt(300, seed=n), 1500) for n in range(8)]
+
+    async def run() -> list[client.Stream]:
+        async with client.session() as http:
+            tasks = [
+                asyncio.create_task(client.stream(http, semi_pd.url, body))
+                for body in bodies
+            ]
+            await asyncio.sleep(0.7)
+            url = f"{semi_pd.url}/abort_request"
+            async with http.post(url, json={"abort_all": True}) as reply:
+                assert reply.status == 200
+            return await asyncio.wait_for(asyncio.gather(*tasks), 30)
+
+    assert [one.finish_type for one in asyncio.run(run())] == ["abort"] * 8

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""However the server ends, nothing stays behind.
+
+The first test ends the session's Semi-PD server, after all it has been through; the
+second one starts its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+import client
+import process_table
+import pytest
+from client import Stream
+from harness import COMMON_FLAGS, Server
+from workload import endless, prompt
+
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("needs_semi_pd")]
+
+STREAMS = 8
+TOKENS = 150
+GRACE_S = 60.0
+AFTER_MAIN_S = 5.0
+
+
+def test_sigterm_lets_streams_finish(semi_pd: Server) -> None:
+    """SIGTERM with 8 streams: all finish, exit code 0, nothing is left."""
+    bodies = [endless(prompt(100 + n, seed=n), TOKENS) for n in range(STREAMS)]
+
+    async def run() -> list[Stream]:
+        async with client.session() as http:
+            tasks = [
+                asyncio.create_task(client.stream(http, semi_pd.url, body))
+                for body in bodies
+            ]
+            await asyncio.sleep(0.6)
+            assert not any(task.done() for task in tasks)
+            semi_pd.signal(signal.SIGTERM)
+            return await asyncio.wait_for(asyncio.gather(*tasks), GRACE_S)
+
+    start = time.monotonic()
+    streams = asyncio.run(run())
+    drained_s = time.monotonic() - start
+    code = semi_pd.wait_exit(GRACE_S)
+    print(
+        f"streams ended {drained_s:.1f} s, main {time.monotonic() - start:.1f} s after"
+    )
+    assert [len(one.last["output_ids"]) for one in streams] == [TOKENS] * STREAMS
+    assert [one.finish_type for one in streams] == ["length"] * STREAMS
+    assert code == 0, semi_pd.failure(f"exit code {code}")
+    assert not semi_pd.leftovers()
+    assert "Traceback" not in semi_pd.log(), semi_pd.failure("a traceback in the log")
+
+
+def test_sigkill_of_main(tiny_model: Path, second_flags: list[str]) -> None:
+    """SIGKILL of the main process in mid-work: every child is gone within 5 s."""
+    flags = [*COMMON_FLAGS, *second_flags]
+    server = Server(name="killed", model=tiny_model, flags=flags)
+    try:
+        server.start().wait_ready()
+        asyncio.run(kill_under_load(server))
+        waited = process_table.wait_until(lambda: not server.processes(), AFTER_MAIN_S)
+        left = process_table.describe(server.processes())
+        assert waited is not None, f"after {AFTER_MAIN_S} s:\n{left}"
+        print(f"every child gone {waited:.2f} s after its main process")
+    finally:
+        server.clean()
+
+
+async def kill_under_load(server: Server) -> None:
+    """SIGKILL while 8 streams run; their clients see the connection break."""
+    async with client.session() as http:
+        bodies = [endless(prompt(600, seed=n), 1500) for n in range(STREAMS)]
+        tasks = [
+            asyncio.create_task(client.stream(http, server.url, body))
+            for body in bodies
+        ]
+        await asyncio.sleep(0.8)
+        server.signal(signal.SIGKILL)
+        ended = await asyncio.wait_for(
+            asyncio.gather(*tasks, return_exceptions=True), AFTER_MAIN_S
+        )
+    assert all(isinstance(one, Exception) for one in ended)
