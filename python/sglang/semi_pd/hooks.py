@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from sglang.semi_pd import flag_rules
 from sglang.semi_pd.errors import UpstreamMismatchError
-
-if TYPE_CHECKING:
-    from sglang.srt.server_args import ServerArgs
+from sglang.semi_pd.refusal import exit_with_one_line
 
 _registered: list[str] = []
 
 
 def note_registered(targets: Iterable[str]) -> None:
-    """Called last by the plugin: it ran to its end, and hooked these targets."""
-    _registered[:] = [flag_rules.PLUGIN_NAME, *targets]
+    """The plugin calls this last, with what it asked SGLang to patch here."""
+    _registered[:] = targets
 
 
 def require_applied(targets: Iterable[str]) -> None:
@@ -38,14 +35,15 @@ def require_applied(targets: Iterable[str]) -> None:
             )
 
 
-def require_ready(server_args: ServerArgs) -> None:
+@exit_with_one_line()
+def require_ready() -> None:
     """Refuse to launch a server whose Semi-PD flags would have no effect.
 
     SGLang calls this through ``ServerArgs.check_server_args`` when it launches its
     processes, after it loaded its plugins.
 
     Raises:
-        UpstreamMismatchError: if the plugin did not run, or a hook is missing.
+        SemiPDError: if the plugin did not run here, or a hook is missing.
     """
     from sglang.version import __version__
 
@@ -53,8 +51,9 @@ def require_ready(server_args: ServerArgs) -> None:
     flag_rules.check_environment(os.environ)
     if not _registered:
         raise UpstreamMismatchError(
-            "the Semi-PD plugin did not run",
-            why="SGLang did not find it or it failed; SGLang's log has the cause",
-            mend="reinstall sglang-semi-pd in this environment",
+            "the Semi-PD plugin hooked nothing in this process",
+            why="SGLang did not find it, it failed (SGLang's log has the cause), or "
+            "this is a child made by multiprocessing",
+            mend="reinstall sglang-semi-pd, and launch from a main process",
         )
-    require_applied(_registered[1:])
+    require_applied(_registered)

@@ -201,7 +201,7 @@ class ServerArgs(ServerArgs):  # type: ignore[no-redef]
         if self.uses_semi_pd():
             from sglang.semi_pd.hooks import require_ready
 
-            require_ready(self)
+            require_ready()
 
 
 _UpstreamServerArgs = ServerArgs.__base__
