@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One plain server and one Semi-PD server for the whole session.
 
+Both compute with one thread a process: they share few cores with each other and with
+the tests.
+
 Environment, to try the tests themselves:
     SEMI_PD_TEST_FLAGS   flags of the second server, instead of --enable-semi-pd
     SEMI_PD_TEST_MODEL   model of the second server
@@ -44,7 +47,12 @@ def _serve(name: str, place: int, model: Path, flags: list[str]) -> Iterator[Ser
     if port:
         yield Server.attach(name, port, model)
         return
-    server = Server(name=name, model=model, flags=[*COMMON_FLAGS, *flags])
+    server = Server(
+        name=name,
+        model=model,
+        flags=[*COMMON_FLAGS, *flags],
+        environment={"OMP_NUM_THREADS": "1"},
+    )
     try:
         yield server.start().wait_ready()
         server.stop()

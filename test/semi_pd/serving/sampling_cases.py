@@ -146,7 +146,6 @@ REFUSED: dict[str, Body] = {
     "unknown parameter": {"text": "a", "sampling_params": {"colour": "red"}},
     "broken regex": {"text": "a", "sampling_params": {"regex": "[a"}},
     "broken json_schema": {"text": "a", "sampling_params": {"json_schema": "{"}},
-    "token id beyond the vocabulary": {"input_ids": [3, 99999]},
     "prompt and answer longer than the context": {
         "input_ids": prompt(4000, seed=2),
         "sampling_params": {"temperature": 0, "max_new_tokens": 500},

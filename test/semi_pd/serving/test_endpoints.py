@@ -149,7 +149,6 @@ def test_server_info(plain: Server, semi_pd: Server, path: str) -> None:
     assert got.status_code == expected.status_code == 200, got.text[:300]
     missing = sorted(expected.json().keys() - got.json().keys())
     assert not missing
-    assert got.json()["model_path"] == str(semi_pd.model)
 
 
 @pytest.mark.parametrize("path", ["/health", "/health_generate", "/ping"])
