@@ -35,8 +35,13 @@ class CpuHostPlatform(CpuDeviceMixin, SRTPlatform):
     def apply_server_args_defaults(self, server_args: ServerArgs) -> None:
         server_args.device = "cpu"
         server_args.disable_cuda_graph = True
+        # An idle scheduler spins by default: here it would take a core from the others.
+        server_args.sleep_on_idle = True
         if server_args.sampling_backend is None:
             server_args.sampling_backend = "pytorch"
+        if server_args.grammar_backend is None:
+            # xgrammar, the usual default, ends the scheduler where there is no GPU.
+            server_args.grammar_backend = "llguidance"
         if server_args.max_total_tokens is None:
             server_args.max_total_tokens = DEFAULT_KV_TOKENS
 

@@ -10,7 +10,8 @@ had to put aside when memory ran out.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from sglang.srt.disaggregation.decode import DecodePreallocQueue
 from sglang.srt.disaggregation.utils import DisaggregationMode
@@ -20,6 +21,15 @@ from sglang.utils import TypeBasedDispatcher
 from sglang.semi_pd.handover import adopt
 from sglang.semi_pd.messages import Handover
 from sglang.semi_pd.worker_scheduler import WorkerScheduler
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+
+_BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
+
+MIN_LEASE_PAGES = 32
+"""Pages kept ready beyond what the running batch needs for its next two steps."""
 
 
 class AdoptionQueue(DecodePreallocQueue):
@@ -48,8 +58,31 @@ class AdoptionQueue(DecodePreallocQueue):
         return adopted
 
 
+def count_as_undivided(original: Callable[[Any], None], batch: ScheduleBatch) -> None:
+    """Penalise the same tokens as one scheduler with overlap does.
+
+    There the newest token is not known yet when the next step is prepared, so a
+    request's first decode step counts the last token of its prompt. An adopted request
+    knows its first token already and would count it twice.
+    """
+    fresh = [req for req in batch.reqs if req.decode_batch_idx == 0]
+    known = [req.output_ids for req in fresh]
+    for req in fresh:
+        req.output_ids = req.output_ids[:0]
+    try:
+        original(batch)
+    finally:
+        for req, output_ids in zip(fresh, known, strict=True):
+            req.output_ids = output_ids
+
+
 class DecodeScheduler(WorkerScheduler):
     """Generates tokens for requests that the prefill worker hands over."""
+
+    queue_replacement = {
+        "sglang.srt.disaggregation.decode.DecodePreallocQueue": AdoptionQueue
+    }
+    around = {f"{_BATCH}.cumulate_penalty_output_tokens": count_as_undivided}
 
     def init_ipc_channels(self, port_args: Any) -> None:
         super().init_ipc_channels(port_args)
@@ -83,7 +116,7 @@ class DecodeScheduler(WorkerScheduler):
 
     def process_decode_queue(self) -> None:
         queue = self.disagg_decode_prealloc_queue
-        running = len(self.running_batch.reqs)
-        self.token_to_kv_pool_allocator.demand_pages = 2 * running
+        steps_ahead = 2 * (self.running_batch.batch_size() + len(self.waiting_queue))
+        self.token_to_kv_pool_allocator.demand_pages = steps_ahead + MIN_LEASE_PAGES
         self.waiting_queue.extend(queue.resume_retracted_reqs())
         self.waiting_queue.extend(queue.pop_adopted())

@@ -80,7 +80,7 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
     def return_unused(self, keep_pages: int = 0) -> None:
         """Hand back leased pages beyond ``keep_pages``, so that the other can have them."""
         self._publish_retired()
-        surplus = self._leased_host[keep_pages:]
+        surplus = self._leased_host[keep_pages:]  # nothing, most of the time
         if len(surplus):
             self._set_lease(self._leased_host[:keep_pages])
             self._table.give_pages(surplus)

@@ -48,6 +48,10 @@ class ReadyQueue(PrefillBootstrapQueue):
 class PrefillScheduler(WorkerScheduler):
     """Computes prompts and hands each request over with its first token."""
 
+    queue_replacement = {
+        "sglang.srt.disaggregation.prefill.PrefillBootstrapQueue": ReadyQueue
+    }
+
     def init_disaggregation(self) -> None:
         super().init_disaggregation()
         self._arriving: dict[str, TokenizedGenerateReqInput] = {}
@@ -85,6 +89,9 @@ class PrefillScheduler(WorkerScheduler):
 
     def resolve_waiting_queue_bootstrap(self) -> None:
         """Nothing to resolve: no request waits for another server."""
+
+    def maybe_send_cached_prefix_chunk(self, req: Req) -> None:
+        """As ``send_kv_chunk``."""
 
     def send_kv_chunk(
         self, req: Req, last_chunk: bool = False, end_idx: int | None = None

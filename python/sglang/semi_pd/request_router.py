@@ -8,7 +8,6 @@ control message only one is expected upstream: see ``answers_control``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -44,5 +43,3 @@ class RequestRouter:
     def _targets(self, manager: TokenizerManager, message: Any) -> list[Any]:
         prefill = manager.send_to_scheduler
         return [prefill] if isinstance(message, _REQUESTS) else [prefill, self._decode]
-
-

@@ -7,9 +7,11 @@ to go on if one of them did not take: a changed SGLang is refused, not half-patc
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
 from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
@@ -24,7 +26,9 @@ from sglang.semi_pd.shared_pools import (
 )
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.block_table import BlockUsage
     from sglang.semi_pd.resident_memory import ResidentMemory
+    from sglang.semi_pd.worker_scheduler import WorkerScheduler
 
 _POOL = "sglang.srt.mem_cache.memory_pool"
 _CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
@@ -32,6 +36,12 @@ _CHECKER = (
     "sglang.srt.managers.scheduler_components.invariant_checker"
     ".SchedulerInvariantChecker"
 )
+_OBSERVER = (
+    "sglang.srt.managers.scheduler_components.pool_stats_observer"
+    ".SchedulerPoolStatsObserver"
+)
+STATS_INTERVAL_S = 0.1
+"""Upstream asks in every idle iteration; so often need the lock not be taken."""
 
 Hook = Callable[..., Any]
 
@@ -51,7 +61,9 @@ def install_pool_memory(supply: Supply) -> None:
     )
 
 
-def install_worker(memory: ResidentMemory, scheduler_class: type) -> None:
+def install_worker(
+    memory: ResidentMemory, scheduler_class: type[WorkerScheduler]
+) -> None:
     """Workers: weights, pools and sizes come from the resident."""
     install_pool_memory(SupplyExisting(memory.manifest.kv_buffers, memory.tensor))
     _apply(
@@ -63,10 +75,16 @@ def install_worker(memory: ResidentMemory, scheduler_class: type) -> None:
             f"{_CONFIGURATOR}._build_token_to_kv_pool_allocator": _allocator(memory),
             f"{_CHECKER}._check_all_pools": _pools_are_shared,
             f"{_CHECKER}._check_req_pool": _rows_are_shared,
+            f"{_OBSERVER}._get_token_info": _pool_stats(memory),
+            **scheduler_class.around,
         },
     )
     _apply(
-        HookType.REPLACE, {"sglang.srt.managers.scheduler.Scheduler": scheduler_class}
+        HookType.REPLACE,
+        {
+            "sglang.srt.managers.scheduler.Scheduler": scheduler_class,
+            **scheduler_class.queue_replacement,
+        },
     )
 
 
@@ -128,6 +146,29 @@ def _allocator(memory: ResidentMemory) -> Hook:
         return allocator
 
     return build
+
+
+def _pool_stats(memory: ResidentMemory) -> Hook:
+    """Upstream would count the other worker's pages, and unused ones, as in use."""
+    newest: tuple[float, PoolStats] | None = None
+
+    def stats(original: Hook, observer: Any) -> PoolStats:
+        nonlocal newest
+        now = time.monotonic()
+        if newest is None or now - newest[0] > STATS_INTERVAL_S:
+            newest = now, _whole_pool(memory.table.usage())
+        return newest[1]
+
+    return stats
+
+
+def _whole_pool(usage: BlockUsage) -> PoolStats:
+    return PoolStats(
+        full_num_used=usage.pages_used * usage.page_size,
+        full_token_usage=usage.pages_used / usage.pages_total,
+        full_available_size=usage.pages_free * usage.page_size,
+        full_evictable_size=0,
+    )
 
 
 def _pools_are_shared(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd import fork_server, worker_process
 from sglang.semi_pd.config import for_role
+from sglang.semi_pd.cpu_share import cores_for
 from sglang.semi_pd.errors import WorkerStartError
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.worker_spec import WorkerSpec
@@ -125,7 +126,7 @@ class WorkerGroup:
             moe_ep_rank=rank // (args.tp_size // args.ep_size),
             run_directory=self._run_directory,
             environment=dict(os.environ),
-            cores=frozenset(),
+            cores=cores_for(role, allocation) if args.device == "cpu" else frozenset(),
         )
 
     def _ports(self, role: InstanceRole) -> PortArgs:

@@ -15,6 +15,7 @@ import torch
 from sglang.semi_pd.utils import InstanceRole
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.worker_scheduler import WorkerScheduler
     from sglang.semi_pd.worker_spec import WorkerSpec
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
     sys.exit(EXIT_FAILED)
 
 
-def _scheduler_class(role: InstanceRole) -> type:
+def _scheduler_class(role: InstanceRole) -> type[WorkerScheduler]:
     if role is InstanceRole.PREFILL:
         from sglang.semi_pd.prefill_scheduler import PrefillScheduler
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import setproctitle
@@ -19,10 +20,15 @@ class WorkerScheduler(Scheduler):
     Attributes:
         spec, memory: set once per process, before the scheduler is made: SGLang's
             constructor already builds pools and sockets with them.
+        queue_replacement: upstream's queue class of the role, by dotted name, and the
+            one to use in its place.
+        around: further hooks of the role, by the dotted name of what they wrap.
     """
 
     spec: ClassVar[WorkerSpec]
     memory: ClassVar[ResidentMemory]
+    queue_replacement: ClassVar[dict[str, type]]
+    around: ClassVar[dict[str, Callable[..., Any]]] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         setproctitle.setproctitle(self.spec.title)
