@@ -14,6 +14,11 @@ A ``.pth`` file imports this module at every interpreter start, so it needs only
 ``sglang``
     is upstream's package; before its first import in a process that launches a
     server with Semi-PD flags, ``sglang.semi_pd.preflight`` checks the command line.
+
+Where a wheel was only unzipped, ``.pth`` files are not read. Put the folder on
+``PYTHONPATH`` and this line into a ``sitecustomize.py`` there::
+
+    import _sglang_semi_pd_overlay
 """
 
 import sys
