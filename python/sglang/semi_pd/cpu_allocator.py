@@ -25,5 +25,7 @@ class TokenAllocator(TokenToKVPoolAllocator):
         need_sort: bool,
     ) -> None:
         if page_size != 1:
-            raise ValueError(f"page_size must be 1 on the CPU platform, not {page_size}")
+            raise ValueError(
+                f"page_size must be 1 on the CPU platform, not {page_size}"
+            )
         super().__init__(size, dtype, device, kvcache, need_sort)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import torch
 from cuda.bindings import runtime as cudart
-
 from sglang.semi_pd.errors import SemiPDError
 from sglang.semi_pd.memory_arena import ArenaHandle
 

@@ -13,14 +13,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sglang.semi_pd.handover import adopt
+from sglang.semi_pd.messages import Handover
+from sglang.semi_pd.worker_scheduler import WorkerScheduler
 from sglang.srt.disaggregation.decode import DecodePreallocQueue
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.managers.schedule_batch import Req
 from sglang.utils import TypeBasedDispatcher
-
-from sglang.semi_pd.handover import adopt
-from sglang.semi_pd.messages import Handover
-from sglang.semi_pd.worker_scheduler import WorkerScheduler
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -94,7 +93,13 @@ class DecodeScheduler(WorkerScheduler):
 
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
-        self._request_dispatcher += TypeBasedDispatcher([(Handover, self.receive)])
+        dispatcher = self._request_dispatcher
+        dispatcher += TypeBasedDispatcher([(Handover, self.receive)])
+
+        def without_answer(message: Any) -> None:
+            dispatcher(message)  # prefill answers for both
+
+        self._request_dispatcher = without_answer
 
     def init_output_streamer(self) -> None:
         super().init_output_streamer()

@@ -24,7 +24,6 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import sglang.srt.managers.detokenizer_manager  # noqa: E402, F401
 import sglang.srt.managers.scheduler  # noqa: E402, F401
 import sglang.srt.models.registry  # noqa: E402, F401
-
 from sglang.semi_pd import (  # noqa: E402, F401
     decode_scheduler,
     prefill_scheduler,

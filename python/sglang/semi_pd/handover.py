@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import zmq
-from sglang.srt.managers.io_struct import AbortReq, sock_send
-from sglang.srt.managers.schedule_batch import Req, ReqKvInfo, ReqLogprob
-from sglang.srt.utils.network import get_zmq_socket
-
 from sglang.semi_pd.leased_allocator import pages_of
 from sglang.semi_pd.messages import Handover
 from sglang.semi_pd.utils import InstanceRole
+from sglang.srt.managers.io_struct import AbortReq, sock_send
+from sglang.srt.managers.schedule_batch import Req, ReqKvInfo, ReqLogprob
+from sglang.srt.utils.network import get_zmq_socket
 
 if TYPE_CHECKING:
     from sglang.semi_pd.block_table import BlockTable

@@ -19,12 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sglang.semi_pd.block_table import BlockTable
+from sglang.semi_pd.id_pool import Ids
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import KVCache
 from sglang.srt.utils import get_num_new_pages
-
-from sglang.semi_pd.block_table import BlockTable
-from sglang.semi_pd.id_pool import Ids
 
 LEASE_PAGES = 512
 """Pages leased at a time beyond what is needed now."""

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd import fork_server
+from sglang.semi_pd.hooks import require_applied
 from sglang.semi_pd.utils import InstanceRole
 
 if TYPE_CHECKING:
-    from sglang.srt.server_args import PortArgs, ServerArgs
-
     from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
+    from sglang.srt.server_args import PortArgs, ServerArgs
 
 logger = logging.getLogger(__name__)
 
 Original = Callable[..., Any]
 
 _ENGINE = "sglang.srt.entrypoints.engine.Engine"
+_SERVE = "sglang.srt.entrypoints.http_server._setup_and_run_http_server"
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 
 DRAIN_POLL_S = 0.2
@@ -46,7 +47,7 @@ class MainProcessHooks:
             f"{_MANAGER}.init_ipc_channels": self.init_ipc_channels,
             f"{_MANAGER}._dispatch_to_scheduler": self.dispatch,
             f"{_MANAGER}._async_dispatch_to_scheduler": self.dispatch_async,
-            f"{_MANAGER}.sigterm_watchdog": self.drain_and_exit,
+            f"{_MANAGER}.sigterm_watchdog": self.drain,
         }
 
     def launch_schedulers(
@@ -59,15 +60,13 @@ class MainProcessHooks:
     ) -> Any:
         """Start the instance where upstream starts one scheduler."""
         if not server_args.uses_semi_pd():
-            return original(
-                engine, server_args, port_args, run_scheduler_process_func
-            )
-        from sglang.srt.entrypoints.engine import SchedulerInitResult
-
+            return original(engine, server_args, port_args, run_scheduler_process_func)
         from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
+        from sglang.srt.entrypoints.engine import SchedulerInitResult
 
         coordinator = self.coordinator or SemiPDCoordinator(server_args)
         self.coordinator = coordinator
+        self._extend_http_server(coordinator)
         group = coordinator.start_processes(port_args)
         processes = [worker.process for worker in group.workers]
         infos: list[dict[str, Any]] = []
@@ -102,6 +101,7 @@ class MainProcessHooks:
             name="detokenizer",
         )
         process.start()
+        self.coordinator.detokenizer = process
         return [process], ["detokenizer"]
 
     def init_ipc_channels(
@@ -130,8 +130,8 @@ class MainProcessHooks:
         else:
             await manager.semi_pd_router.send_async(manager, message)
 
-    async def drain_and_exit(self, original: Original, manager: Any) -> None:
-        """SIGTERM: let running requests finish, end every process, exit with 0.
+    async def drain(self, original: Original, manager: Any) -> None:
+        """SIGTERM: let running requests finish, then end as Ctrl-C does.
 
         Upstream kills its whole process tree, itself included, which leaves exit code
         137 and whatever the killed had open.
@@ -143,22 +143,41 @@ class MainProcessHooks:
             await asyncio.sleep(DRAIN_POLL_S)
         while manager.rid_to_state:
             await asyncio.sleep(DRAIN_POLL_S)
-        if manager._subprocess_watchdog is not None:
-            manager._subprocess_watchdog.stop()
-        self._end(manager)
+        signal.raise_signal(signal.SIGINT)
 
-    def _end(self, manager: Any) -> None:
-        from sglang.srt.managers.io_struct import ShutdownReq
-        from sglang.srt.utils import kill_process_tree
+    def serve(self, original: Original, *args: Any, **options: Any) -> None:
+        """Serve HTTP until told to stop, then end every process in good order."""
+        coordinator = self.coordinator
+        assert coordinator is not None, "installed by launch_schedulers"
+        try:
+            original(*args, **options)
+        finally:
+            self._stop_watchdog()
+            coordinator.end_processes()
+            self.coordinator = None
+            logger.info("Semi-PD has ended; every process is gone")
 
-        assert self.coordinator is not None
-        manager._dispatch_to_scheduler(ShutdownReq())
-        self.coordinator.end_processes(workers_were_told=True)
-        kill_process_tree(os.getpid(), include_parent=False)
-        logger.info("All requests have finished; goodbye")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    def _extend_http_server(self, coordinator: SemiPDCoordinator) -> None:
+        """Only where SGLang serves HTTP: an offline engine has not imported it."""
+        http_server = sys.modules.get("sglang.srt.entrypoints.http_server")
+        if http_server is None:
+            return
+        from sglang.semi_pd import http_routes
+        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+        http_routes.install(http_server.app, coordinator)
+        HookRegistry.register(_SERVE, self.serve, HookType.AROUND)
+        HookRegistry.apply_hooks()
+        require_applied([_SERVE])
+
+    @staticmethod
+    def _stop_watchdog() -> None:
+        """From here on, the end of a process is no accident."""
+        from sglang.srt.entrypoints.http_server import get_global_state
+
+        watchdog = get_global_state().tokenizer_manager._subprocess_watchdog
+        if watchdog is not None:
+            watchdog.stop()
 
 
 _hooks = MainProcessHooks()
@@ -173,6 +192,7 @@ def install() -> list[str]:
     """Register the hooks with SGLang; returns the names of what they wrap."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    for target, hook in _hooks.by_target().items():
+    hooks = _hooks.by_target()
+    for target, hook in hooks.items():
         HookRegistry.register(target, hook, HookType.AROUND)
-    return list(_hooks.by_target())
+    return list(hooks)

@@ -14,7 +14,6 @@ from typing import Protocol
 
 import msgspec
 import torch
-
 from sglang.semi_pd.shared_memory import SharedMemory
 
 ALIGNMENT = 256

@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from sglang.semi_pd.errors import UpstreamMismatchError
+from sglang.semi_pd.memory_arena import ArenaBuilder, TensorRef, dtype_name
+from sglang.semi_pd.model_manifest import ModelImage, ModuleImage, PlainValue
 from sglang.srt.model_loader.loader import (
     BaseModelLoader,
     _get_quantization_config,
@@ -21,10 +24,6 @@ from sglang.srt.model_loader.loader import (
 )
 from sglang.srt.model_loader.utils import set_default_torch_dtype
 from torch import nn
-
-from sglang.semi_pd.errors import UpstreamMismatchError
-from sglang.semi_pd.memory_arena import ArenaBuilder, TensorRef, dtype_name
-from sglang.semi_pd.model_manifest import ModelImage, ModuleImage, PlainValue
 
 TensorResolver = Callable[[TensorRef], torch.Tensor]
 """Turns a reference into a tensor of this process."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import msgspec
-
 from sglang.semi_pd.memory_arena import TensorRef
 
 PlainValue = bool | int | float | str | None

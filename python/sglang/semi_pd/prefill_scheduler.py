@@ -9,18 +9,21 @@ and after the last chunk the request, its row and its pages are handed over.
 from __future__ import annotations
 
 import copy
+import logging
 from typing import TYPE_CHECKING, Any
 
+from sglang.semi_pd.handover import HandoverSender, no_transfer
+from sglang.semi_pd.worker_scheduler import WorkerScheduler
 from sglang.srt.disaggregation.prefill import PrefillBootstrapQueue
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
 from sglang.srt.mem_cache.common import release_kv_cache
 
-from sglang.semi_pd.handover import HandoverSender, no_transfer
-from sglang.semi_pd.worker_scheduler import WorkerScheduler
-
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
+
+
+logger = logging.getLogger(__name__)
 
 
 class ReadyQueue(PrefillBootstrapQueue):
@@ -113,10 +116,20 @@ class PrefillScheduler(WorkerScheduler):
     def abort_request(self, recv_req: AbortReq) -> None:
         # The queue of arrivals is emptied first: upstream expects what it finds there
         # to be aborted by a transfer engine.
-        self.waiting_queue.extend(self.disagg_prefill_bootstrap_queue.pop_bootstrapped())
+        self.waiting_queue.extend(
+            self.disagg_prefill_bootstrap_queue.pop_bootstrapped()
+        )
         super().abort_request(recv_req)
         # A request that has just left is found by decode: same pipe, same order.
         self._handovers.forward(recv_req)
+
+    def flush_cache(self, empty_cache: bool = True) -> bool:
+        # Idle means both workers: a request that decode runs still has its row.
+        self.return_unused()
+        if any(self.memory.table.usage().rows_by_slot.values()):
+            logger.warning("Cache not flushed: requests are still being decoded")
+            return False
+        return super().flush_cache(empty_cache)
 
     def _conclude(self, req: Req) -> None:
         if req.to_finish is not None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which worker gets what from the main process.
 
-SGLang's TokenizerManager speaks to one scheduler. Requests go to prefill alone, which
-hands them over; everything else concerns both workers. Of the workers' answers to a
-control message only one is expected upstream: see ``answers_control``.
+SGLang's TokenizerManager speaks to one scheduler; here that is prefill, which hands
+requests over to decode. What concerns running requests, or the process as such, goes to
+decode as well. Upstream expects one answer to a control message: prefill's.
 """
 
 from __future__ import annotations
@@ -11,9 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import zmq
+import zmq.asyncio
 from sglang.srt.managers.io_struct import (
-    BatchTokenizedGenerateReqInput,
-    TokenizedGenerateReqInput,
+    AbortReq,
+    ConfigureLoggingReq,
+    ContinueGenerationReqInput,
+    FreezeGCReq,
+    PauseGenerationReqInput,
+    ProfileReq,
+    SetInternalStateReq,
+    SlowDownReqInput,
     async_sock_send,
     sock_send,
 )
@@ -22,7 +29,16 @@ from sglang.srt.utils.network import get_zmq_socket
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
-_REQUESTS = (TokenizedGenerateReqInput, BatchTokenizedGenerateReqInput)
+_FOR_BOTH = (
+    AbortReq,
+    ConfigureLoggingReq,
+    ContinueGenerationReqInput,
+    FreezeGCReq,
+    PauseGenerationReqInput,
+    ProfileReq,
+    SetInternalStateReq,
+    SlowDownReqInput,
+)
 
 
 class RequestRouter:
@@ -42,4 +58,4 @@ class RequestRouter:
 
     def _targets(self, manager: TokenizerManager, message: Any) -> list[Any]:
         prefill = manager.send_to_scheduler
-        return [prefill] if isinstance(message, _REQUESTS) else [prefill, self._decode]
+        return [prefill, self._decode] if isinstance(message, _FOR_BOTH) else [prefill]

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-
 from sglang.semi_pd.errors import WorkerStartError
 from sglang.semi_pd.memory_arena import ArenaHandle, TensorRef
 from sglang.semi_pd.model_manifest import ModelImage
@@ -126,9 +125,7 @@ def attach(
 
 def peer_uid(peer: socket.socket) -> int:
     """The user at the other end, as the kernel knows it."""
-    raw = peer.getsockopt(
-        socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size
-    )
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
     return int(_PEER_CREDENTIALS.unpack(raw)[1])
 
 

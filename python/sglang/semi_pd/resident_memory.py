@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import torch
-
 from sglang.semi_pd.block_table import BlockTable, WorkerLease
 from sglang.semi_pd.memory_arena import MemoryArena, TensorRef, attach_arena, view
 from sglang.semi_pd.resident_channel import AttachRequest, Manifest, attach

@@ -15,12 +15,6 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.distributed.parallel_state_wrapper import ParallelState
-from sglang.srt.managers.tp_worker import TpModelWorker
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
-from sglang.srt.platforms import current_platform
-from sglang.srt.runtime_context import publish
-
 from sglang.semi_pd.block_table import BlockTable
 from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.memory_arena import ArenaBuilder, TensorRef
@@ -33,11 +27,15 @@ from sglang.semi_pd.resident_channel import (
 )
 from sglang.semi_pd.shared_pools import SupplyNew
 from sglang.semi_pd.upstream_hooks import install_pool_memory
+from sglang.srt.distributed.parallel_state_wrapper import ParallelState
+from sglang.srt.managers.tp_worker import TpModelWorker
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
+from sglang.srt.platforms import current_platform
+from sglang.srt.runtime_context import publish
 
 if TYPE_CHECKING:
-    from sglang.srt.model_executor.model_runner import ModelRunner
-
     from sglang.semi_pd.worker_spec import WorkerSpec
+    from sglang.srt.model_executor.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +53,10 @@ class Resident:
         supply = SupplyNew(builder)
         install_pool_memory(supply)
         worker = TpModelWorker(
-            spec.server_args, spec.gpu_id, _parallel_state(spec), spec.port_args.nccl_port
+            spec.server_args,
+            spec.gpu_id,
+            _parallel_state(spec),
+            spec.port_args.nccl_port,
         )
         worker.alloc_memory_pool()
         runner = worker.model_runner

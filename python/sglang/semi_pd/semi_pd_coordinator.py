@@ -10,20 +10,18 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import threading
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import Self
-
-from sglang.semi_pd import main_process, run_directory
+from sglang.semi_pd import fork_server, main_process, run_directory
 from sglang.semi_pd.block_table import BlockTable
 from sglang.semi_pd.config import SemiPDConfig, resolve
-from sglang.semi_pd.errors import SemiPDError, WorkerStartError
+from sglang.semi_pd.errors import SemiPDError
 from sglang.semi_pd.http_thread import ServerThread
 from sglang.semi_pd.resident_channel import AttachRequest, attach
 from sglang.semi_pd.sm_allocation import SMAllocation
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.worker_group import WorkerGroup, input_address
+from typing_extensions import Self
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import PortArgs, SemiPDPortArgs, ServerArgs
@@ -49,6 +47,7 @@ class SemiPDCoordinator:
         self._table: BlockTable | None = None
         self._server: ServerThread | None = None
         self._is_running = False
+        self.detokenizer: fork_server.ForkedProcess | None = None
 
     # From Python
 
@@ -58,15 +57,18 @@ class SemiPDCoordinator:
         Raises:
             WorkerStartError: the server ended instead.
         """
-        self._server = ServerThread(self.server_args)
+        # From this thread, which outlives the server's: see ``fork_server.start``.
+        fork_server.start()
         main_process.use(self)
+        self._server = ServerThread(self.server_args)
         self._server.start()
 
     def stop(self) -> None:
         """Stop serving and end every process; when it returns all are joined."""
         if self._server is not None:
             self._server.stop()
-        self.end_processes(workers_were_told=False)
+            self._server = None
+        self.end_processes()
 
     def __enter__(self) -> Self:
         self.start()
@@ -94,17 +96,22 @@ class SemiPDCoordinator:
             said = self._group.wait_ready()
         except SemiPDError as error:
             logger.error("Failed to initialize Semi-PD Coordinator: %s", error)
+            self.end_processes()
             raise
         self._table = self._attach_table()
         self._is_running = True
         return said
 
-    def end_processes(self, *, workers_were_told: bool) -> None:
+    def end_processes(self) -> None:
         """End every process and remove what the instance kept on disk."""
         self._is_running = False
         if self._group is not None:
-            self._group.stop(workers_were_told=workers_were_told)
+            self._group.stop()
             self._group = None
+        if self.detokenizer is not None:
+            self.detokenizer.kill()
+            self.detokenizer.join()
+            self.detokenizer = None
         shutil.rmtree(self._run_directory, ignore_errors=True)
 
     @property

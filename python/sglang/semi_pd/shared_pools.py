@@ -12,14 +12,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.semi_pd.memory_arena import ArenaBuilder, TensorRef, dtype_name
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
-from sglang.semi_pd.memory_arena import ArenaBuilder, TensorRef, dtype_name
-
 if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import Req
-
     from sglang.semi_pd.block_table import BlockTable
+    from sglang.srt.managers.schedule_batch import Req
 
 Supply = Callable[[torch.Tensor], torch.Tensor]
 """Memory for one buffer, given its meta tensor."""

@@ -11,10 +11,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
-from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
-from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
 from sglang.semi_pd.hooks import require_applied
 from sglang.semi_pd.leased_allocator import LeasedAllocator
 from sglang.semi_pd.model_image import SharedModelLoader
@@ -24,6 +20,9 @@ from sglang.semi_pd.shared_pools import (
     SupplyExisting,
     create_buffers,
 )
+from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
+from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 if TYPE_CHECKING:
     from sglang.semi_pd.block_table import BlockUsage

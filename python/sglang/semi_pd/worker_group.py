@@ -25,9 +25,8 @@ from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.worker_spec import WorkerSpec
 
 if TYPE_CHECKING:
-    from sglang.srt.server_args import PortArgs, ServerArgs
-
     from sglang.semi_pd.sm_allocation import SMAllocation
+    from sglang.srt.server_args import PortArgs, ServerArgs
 
 logger = logging.getLogger(__name__)
 
@@ -91,16 +90,11 @@ class WorkerGroup:
         """The processes of one role, by rank."""
         return (worker for worker in self.workers if worker.spec.role is role)
 
-    def stop(self, *, workers_were_told: bool) -> None:
-        """End every process; when it returns, all have been joined.
-
-        Args:
-            workers_were_told: prefill and decode are ending by themselves already.
-        """
+    def stop(self) -> None:
+        """End every process; when it returns, all have been joined."""
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for worker in self.workers:
-            if not (workers_were_told and worker.spec.role.is_worker):
-                worker.process.terminate()
+            worker.process.terminate()
         for worker in self.workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
             if worker.process.is_alive():

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import setproctitle
 import torch
-
 from sglang.semi_pd.utils import InstanceRole
 
 if TYPE_CHECKING:
@@ -28,8 +27,9 @@ def run(spec: WorkerSpec, ready: Connection) -> None:
 
     Leaves with exit code 0 when it was asked to end, otherwise with 1.
     """
-    _take_environment(spec)
+    # First: it finds its place through the environment that the process began with.
     setproctitle.setproctitle(spec.title)
+    _take_environment(spec)
     if spec.role is InstanceRole.RESIDENT:
         _run_resident(spec, ready)
     else:
@@ -37,9 +37,8 @@ def run(spec: WorkerSpec, ready: Connection) -> None:
 
 
 def _run_resident(spec: WorkerSpec, ready: Connection) -> None:
-    from sglang.srt.utils import configure_logger, kill_itself_when_parent_died
-
     from sglang.semi_pd.resident_worker import serve
+    from sglang.srt.utils import configure_logger, kill_itself_when_parent_died
 
     kill_itself_when_parent_died()
     configure_logger(spec.server_args, prefix=" R")
@@ -51,10 +50,9 @@ def _run_resident(spec: WorkerSpec, ready: Connection) -> None:
 
 
 def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
-    from sglang.srt.managers import scheduler as upstream
-
     from sglang.semi_pd.resident_memory import ResidentMemory
     from sglang.semi_pd.upstream_hooks import install_worker
+    from sglang.srt.managers import scheduler as upstream
 
     scheduler_class = _scheduler_class(spec.role)
     device = spec.server_args.device
