@@ -29,7 +29,7 @@ $(MODEL)/config.json: scripts/make_tiny_model.py $(READY)
 	$(BIN)/python scripts/make_tiny_model.py $(MODEL)
 
 demo: $(MODEL)/config.json
-	$(BIN)/python examples/semi_pd/integrated_example.py --model-path $(MODEL)
+	$(BIN)/python examples/semi_pd/demo.py --model-path $(MODEL)
 
 test: lint test-light test-full
 
