@@ -15,14 +15,14 @@ class TokenAllocator(TokenToKVPoolAllocator):
     hold a single token; its paged allocator runs Triton kernels, which need a GPU.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - upstream's arguments
         self,
         size: int,
         page_size: int,
         dtype: torch.dtype,
         device: str,
         kvcache: KVCache,
-        need_sort: bool,
+        need_sort: bool,  # noqa: FBT001
     ) -> None:
         if page_size != 1:
             raise ValueError(

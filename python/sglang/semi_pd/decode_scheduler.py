@@ -23,6 +23,9 @@ from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.scheduler_components.output_streamer import (
+        SchedulerOutputStreamer,
+    )
 
 
 _BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
@@ -41,7 +44,7 @@ class AdoptionQueue(DecodePreallocQueue):
     def _init_kv_manager(self) -> None:  # type: ignore[override]
         return None
 
-    def add(self, req: Req, is_retracted: bool = False) -> None:
+    def add(self, req: Req, is_retracted: bool = False) -> None:  # noqa: FBT001
         if is_retracted:
             req.retraction_mb_id = None
             self.retracted_queue.append(req)
@@ -93,19 +96,20 @@ class DecodeScheduler(WorkerScheduler):
 
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
-        dispatcher = self._request_dispatcher
+        dispatcher: TypeBasedDispatcher = self._request_dispatcher
         dispatcher += TypeBasedDispatcher([(Handover, self.receive)])
 
         def without_answer(message: Any) -> None:
             dispatcher(message)  # prefill answers for both
 
-        self._request_dispatcher = without_answer
+        self._request_dispatcher: Callable[[Any], None] = without_answer
 
     def init_output_streamer(self) -> None:
         super().init_output_streamer()
         # Upstream's decode role leaves the prompt's log-probabilities to prefill.
-        self.output_streamer = dataclasses.replace(
-            self.output_streamer, disaggregation_mode=DisaggregationMode.NULL
+        streamer: SchedulerOutputStreamer = self.output_streamer
+        self.output_streamer: SchedulerOutputStreamer = dataclasses.replace(
+            streamer, disaggregation_mode=DisaggregationMode.NULL
         )
 
     def receive(self, handover: Handover) -> None:

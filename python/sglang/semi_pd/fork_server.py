@@ -30,7 +30,7 @@ def start() -> None:
     forkserver.ensure_running()
 
 
-class _Launch(popen_forkserver.Popen):
+class _Launch(popen_forkserver.Popen):  # type: ignore[misc]
     """Starts a child that does not run the user's main module again.
 
     A script without ``if __name__ == "__main__"`` may use the coordinator: our
@@ -39,7 +39,7 @@ class _Launch(popen_forkserver.Popen):
 
     def _launch(self, process_obj: Any) -> None:
         with _main_module_left_out():
-            super()._launch(process_obj)
+            super()._launch(process_obj)  # type: ignore[misc]
 
 
 class ForkedProcess(ForkServerProcess):

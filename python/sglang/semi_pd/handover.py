@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request changes hands between two workers while its KV stays in place.
 
-The sender makes the receiver the owner of the request row and its pages, then sends one
-message. Aborts travel on the same pipe, so one can never overtake the request it is for.
+The sender makes the receiver the owner of the request row and its pages, then sends
+one message. Aborts travel on the same pipe, so that none overtakes its request.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class ServerThread:
             ) from self._error
 
     def stop(self) -> None:
-        """Let running requests finish and end; when it returns, every process is gone."""
+        """Let requests finish and end; when it returns, every process is gone."""
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
         self._thread.join()

@@ -3,13 +3,13 @@
 
 Two levels keep the lock off the hot path. Pages are leased in bulk, under the lock;
 upstream's allocator then works inside the lease, on the device, as if it were alone.
-``available_size()`` counts leased pages only, so an admission check stays true until the
-allocation that follows it, whatever the other worker does meanwhile (the paper's Figure
-7: query, get and update are one operation).
+``available_size()`` counts leased pages only, so an admission check stays true until
+the allocation that follows it, whatever the other worker does meanwhile (the paper's
+Figure 7: query, get and update are one operation).
 
 A freed page goes back to the table, and so to the other worker, only when the forward
-that may still write to it has finished: under overlap scheduling a request that has just
-ended has one more forward in flight.
+that may still write to it has finished: under overlap scheduling a request that has
+just ended has one more forward in flight.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
         demand_pages: pages the scheduler expects to allocate in its next iteration.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - upstream's arguments
         self,
         table: BlockTable,
         *,
@@ -77,7 +77,7 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
             self._set_lease(np.concatenate((self._leased_host, taken)))
 
     def return_unused(self, keep_pages: int = 0) -> None:
-        """Hand back leased pages beyond ``keep_pages``, so that the other can have them."""
+        """Hand back leased pages beyond ``keep_pages``: the other may need them."""
         self._publish_retired()
         surplus = self._leased_host[keep_pages:]  # nothing, most of the time
         if len(surplus):
@@ -100,7 +100,7 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
         self.lease(need_size // self.page_size)
         return self._from_lease(super().alloc(need_size))
 
-    def alloc_extend(  # type: ignore[no-untyped-def]
+    def alloc_extend(  # type: ignore[no-untyped-def]  # noqa: PLR0913
         self,
         prefix_lens,
         prefix_lens_cpu,
@@ -159,7 +159,7 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
         self.return_unused()
         self.release_pages = torch.empty((0,), dtype=torch.int64, device=self.device)
         self.is_not_in_free_group = True
-        self.free_group = []
+        self.free_group: list[torch.Tensor] = []
 
     # The lease, kept on the host and on the device in the same order
 

@@ -12,6 +12,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd import fork_server
@@ -28,6 +29,7 @@ Original = Callable[..., Any]
 
 _ENGINE = "sglang.srt.entrypoints.engine.Engine"
 _SERVE = "sglang.srt.entrypoints.http_server._setup_and_run_http_server"
+_LOAD_PATH = "sglang.srt.managers.load_snapshot.shm_path_for"
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 
 DRAIN_POLL_S = 0.2
@@ -38,6 +40,7 @@ class MainProcessHooks:
 
     def __init__(self) -> None:
         self.coordinator: SemiPDCoordinator | None = None
+        self._manager: Any = None
 
     def by_target(self) -> dict[str, Original]:
         """AROUND hooks by the dotted name of what they wrap."""
@@ -46,6 +49,7 @@ class MainProcessHooks:
             f"{_ENGINE}._launch_detokenizer_subprocesses": self.launch_detokenizer,
             f"{_MANAGER}.init_ipc_channels": self.init_ipc_channels,
             f"{_MANAGER}._dispatch_to_scheduler": self.dispatch,
+            _LOAD_PATH: self.load_snapshot_path,
             f"{_MANAGER}._async_dispatch_to_scheduler": self.dispatch_async,
             f"{_MANAGER}.sigterm_watchdog": self.drain,
         }
@@ -113,6 +117,12 @@ class MainProcessHooks:
             from sglang.semi_pd.request_router import RequestRouter
 
             manager.semi_pd_router = RequestRouter(self.coordinator.decode_address)
+            self._manager = manager
+
+    def load_snapshot_path(self, original: Original, ipc_name: str) -> str:
+        """In the run directory, which goes when the server goes."""
+        coordinator = self.coordinator
+        return coordinator.load_snapshot_path if coordinator else original(ipc_name)
 
     def dispatch(self, original: Original, manager: Any, message: Any) -> None:
         """Send to whom it concerns."""
@@ -157,6 +167,12 @@ class MainProcessHooks:
             self.coordinator = None
             logger.info("Semi-PD has ended; every process is gone")
 
+    def send_to_worker(self, role: InstanceRole, message: Any) -> None:
+        """Send a message of our own to the worker of a role, from any thread."""
+        manager = self._manager
+        send = partial(manager.semi_pd_router.send_to, manager, role, message)
+        manager.event_loop.call_soon_threadsafe(send)
+
     def _extend_http_server(self, coordinator: SemiPDCoordinator) -> None:
         """Only where SGLang serves HTTP: an offline engine has not imported it."""
         http_server = sys.modules.get("sglang.srt.entrypoints.http_server")
@@ -186,6 +202,11 @@ _hooks = MainProcessHooks()
 def use(coordinator: SemiPDCoordinator) -> None:
     """The next launch in this process is this coordinator's."""
     _hooks.coordinator = coordinator
+
+
+def send_to_worker(role: InstanceRole, message: Any) -> None:
+    """See ``MainProcessHooks.send_to_worker``."""
+    _hooks.send_to_worker(role, message)
 
 
 def install() -> list[str]:

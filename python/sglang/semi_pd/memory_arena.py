@@ -72,7 +72,7 @@ class MemoryArena(Protocol):
 
 
 class HostArena:
-    """Host memory in a nameless file: freed by the kernel when its last user is gone."""
+    """Host memory in a nameless file; the kernel frees it with its last user."""
 
     def __init__(self, memory: SharedMemory) -> None:
         self._memory = memory

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ReqLogprob
 
 
+@dataclass(frozen=True, slots=True)
+class TakeCores:
+    """To a worker on a CPU host: from now on, run on these cores."""
+
+    cores: frozenset[int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handover:
     """A running request changes hands; its KV stays where it is.

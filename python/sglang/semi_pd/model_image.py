@@ -104,7 +104,7 @@ class _StoragePlacer:
         if key not in self._placed:
             self._placed[key] = (storage, self._builder.place(_as_bytes(storage)))
         _, base = self._placed[key]
-        offset = base.offset + tensor.storage_offset() * tensor.element_size()
+        offset = base.offset + int(tensor.storage_offset()) * tensor.element_size()
         shape, stride = tuple(tensor.shape), tuple(tensor.stride())
         return TensorRef(base.arena, offset, dtype_name(tensor.dtype), shape, stride)
 

@@ -41,7 +41,8 @@ class ReadyQueue(PrefillBootstrapQueue):
         return True
 
     def pop_bootstrapped(self, *_: Any, **__: Any) -> list[Req]:  # type: ignore[override]
-        ready, self.queue = self.queue, []
+        ready: list[Req] = self.queue
+        self.queue: list[Req] = []
         for req in ready:
             req.time_stats.set_bootstrap_done_time()
             req.time_stats.set_wait_queue_entry_time()
@@ -70,7 +71,11 @@ class PrefillScheduler(WorkerScheduler):
         self._arriving[recv_req.rid] = original
         super().handle_generate_request(recv_req)
 
-    def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
+    def _add_request_to_queue(
+        self,
+        req: Req,
+        is_retracted: bool = False,  # noqa: FBT001 - upstream's signature
+    ) -> None:
         req.semi_pd_request = self._arriving.pop(req.rid, None)
         super()._add_request_to_queue(req, is_retracted)
 
@@ -97,7 +102,10 @@ class PrefillScheduler(WorkerScheduler):
         """As ``send_kv_chunk``."""
 
     def send_kv_chunk(
-        self, req: Req, last_chunk: bool = False, end_idx: int | None = None
+        self,
+        req: Req,
+        last_chunk: bool = False,  # noqa: FBT001 - upstream's signature
+        end_idx: int | None = None,
     ) -> None:
         """Nothing to send: decode reads the pages that were written."""
 
@@ -105,10 +113,8 @@ class PrefillScheduler(WorkerScheduler):
         self, rids_to_check: list[str] | None = None
     ) -> list[Req]:
         """Conclude every request whose prompt has been computed."""
-        done, self.disagg_prefill_inflight_queue = (
-            self.disagg_prefill_inflight_queue,
-            [],
-        )
+        done: list[Req] = self.disagg_prefill_inflight_queue
+        self.disagg_prefill_inflight_queue: list[Req] = []
         for req in done:
             self._conclude(req)
         return done
@@ -123,7 +129,7 @@ class PrefillScheduler(WorkerScheduler):
         # A request that has just left is found by decode: same pipe, same order.
         self._handovers.forward(recv_req)
 
-    def flush_cache(self, empty_cache: bool = True) -> bool:
+    def flush_cache(self, empty_cache: bool = True) -> bool:  # noqa: FBT001
         # Idle means both workers: a request that decode runs still has its row.
         self.return_unused()
         if any(self.memory.table.usage().rows_by_slot.values()):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
+from sglang.semi_pd.utils import InstanceRole
 from sglang.srt.managers.io_struct import (
     AbortReq,
     ConfigureLoggingReq,
@@ -47,6 +48,13 @@ class RequestRouter:
     def __init__(self, decode_address: str) -> None:
         context = zmq.asyncio.Context(1)
         self._decode = get_zmq_socket(context, zmq.PUSH, decode_address, True)
+
+    def send_to(
+        self, manager: TokenizerManager, role: InstanceRole, message: Any
+    ) -> None:
+        """Send to the worker of one role."""
+        is_prefill = role is InstanceRole.PREFILL
+        sock_send(manager.send_to_scheduler if is_prefill else self._decode, message)
 
     def send(self, manager: TokenizerManager, message: Any) -> None:
         for socket in self._targets(manager, message):

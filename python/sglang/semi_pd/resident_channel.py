@@ -33,7 +33,7 @@ _PEER_CREDENTIALS = struct.Struct("3i")
 
 
 class AttachRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a process asks of the resident; ``generation`` -1 attaches without a lease."""
+    """What a process asks of the resident; only a worker's role gets a lease."""
 
     role: InstanceRole
     generation: int

@@ -145,6 +145,6 @@ def _require_supported(pool: object) -> None:
     if type(pool) not in SUPPORTED_POOLS:
         raise ConfigError(
             f"Semi-PD cannot share a KV cache of type {type(pool).__name__}",
-            why="only plain multi-head and multi-head latent attention caches are shared",
+            why="only multi-head and multi-head latent attention caches are shared",
             mend="serve this model without Semi-PD",
         )

@@ -69,7 +69,7 @@ def _require_private(directory: Path) -> None:
     if not is_ours or stat.S_IMODE(found.st_mode) != 0o700:
         raise ConfigError(
             f"{directory} is not a private directory of this user",
-            why=f"its mode is {stat.S_IMODE(found.st_mode):o}, its owner {found.st_uid}",
+            why=f"mode {stat.S_IMODE(found.st_mode):o}, owner {found.st_uid}",
             mend=f"remove it, or run chmod 700 {directory}",
         )
 

@@ -15,12 +15,19 @@ from typing import TYPE_CHECKING, Any
 from sglang.semi_pd import fork_server, main_process, run_directory
 from sglang.semi_pd.block_table import BlockTable
 from sglang.semi_pd.config import SemiPDConfig, resolve
+from sglang.semi_pd.cpu_share import CoreSplit
 from sglang.semi_pd.errors import SemiPDError
+from sglang.semi_pd.fixed_split import FixedSplit
 from sglang.semi_pd.http_thread import ServerThread
+from sglang.semi_pd.process_rotation_manager import (
+    ProcessRotationManager,
+    SplitMechanism,
+)
 from sglang.semi_pd.resident_channel import AttachRequest, attach
 from sglang.semi_pd.sm_allocation import SMAllocation
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.worker_group import WorkerGroup, input_address
+from sglang.semi_pd.worker_spec import load_snapshot_path
 from typing_extensions import Self
 
 if TYPE_CHECKING:
@@ -37,10 +44,14 @@ class SemiPDCoordinator:
     """
 
     def __init__(self, server_args: ServerArgs) -> None:
+        # From this thread, which outlives the server's: see ``fork_server.start``.
+        fork_server.start()
         self.server_args = resolve(server_args)
         self.config = SemiPDConfig.from_server_args(self.server_args)
-        self.allocation = SMAllocation(
-            self.config.prefill_percent, self.config.decode_percent
+        self.rotation = ProcessRotationManager(
+            self._split_mechanism(),
+            SMAllocation(self.config.prefill_percent, self.config.decode_percent),
+            allow_overlap=self.config.overlap_allowed,
         )
         self._run_directory = run_directory.create()
         self._group: WorkerGroup | None = None
@@ -57,8 +68,6 @@ class SemiPDCoordinator:
         Raises:
             WorkerStartError: the server ended instead.
         """
-        # From this thread, which outlives the server's: see ``fork_server.start``.
-        fork_server.start()
         main_process.use(self)
         self._server = ServerThread(self.server_args)
         self._server.start()
@@ -82,7 +91,7 @@ class SemiPDCoordinator:
     def start_processes(self, port_args: PortArgs) -> WorkerGroup:
         """Start resident, prefill and decode of every rank."""
         self._group = WorkerGroup(self.server_args, port_args, self._run_directory)
-        self._group.start(self.allocation)
+        self._group.start(self.rotation.current_allocation)
         return self._group
 
     def wait_ready(self) -> dict[InstanceRole, dict[str, Any]]:
@@ -115,11 +124,24 @@ class SemiPDCoordinator:
         shutil.rmtree(self._run_directory, ignore_errors=True)
 
     @property
+    def load_snapshot_path(self) -> str:
+        """The file in which decode tells the main process its load."""
+        return load_snapshot_path(self._run_directory, InstanceRole.DECODE)
+
+    @property
     def decode_address(self) -> str:
         """Where the decode worker listens for the main process."""
         assert self._group is not None, "start_processes comes first"
         name = f"{InstanceRole.DECODE.value}-{self._group.generation}"
         return input_address(self._run_directory, name)
+
+    def request_sm_reallocation(self, allocation: SMAllocation) -> bool:
+        """Move the split while serving; False leaves the old one in force.
+
+        Raises:
+            ConfigError: the shares sum to more than 100 where they may not.
+        """
+        return self.rotation.request_sm_reallocation(allocation)
 
     # State
 
@@ -129,10 +151,7 @@ class SemiPDCoordinator:
         return {
             "is_running": self._is_running,
             "components": self._components(),
-            "process_rotation_status": {
-                "current_sm_allocation": self.allocation.as_dict(),
-                "generation": self._group.generation if self._group else 0,
-            },
+            "process_rotation_status": self.rotation.get_status(),
             "unified_memory_status": {"memory_usage": usage},
         }
 
@@ -157,6 +176,15 @@ class SemiPDCoordinator:
             "audits_run": usage.audits_run,
             "audits_failed": usage.audits_failed,
         }
+
+    def _split_mechanism(self) -> SplitMechanism:
+        if self.server_args.device != "cpu":
+            return FixedSplit()
+        return CoreSplit(main_process.send_to_worker, self._pids)
+
+    def _pids(self, role: InstanceRole) -> list[int]:
+        workers = self._group.of_role(role) if self._group else ()
+        return [worker.pid for worker in workers]
 
     def _components(self) -> dict[str, Any]:
         workers = self._group.workers if self._group else []

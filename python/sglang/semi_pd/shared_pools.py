@@ -127,10 +127,6 @@ class SharedReqToTokenPool(ReqToTokenPool):
         req.req_pool_idx = None
         return row
 
-    def adopt(self, row: int, from_worker: int) -> None:
-        """Become the owner of a row that another worker gave up."""
-        self._table.claim_row(row, from_worker)
-
     def return_unused(self) -> None:
         """Hand leased but unused rows back, so that the other worker can have them."""
         if self.free_slots:

@@ -75,6 +75,9 @@ def install_worker(
             f"{_CHECKER}._check_all_pools": _pools_are_shared,
             f"{_CHECKER}._check_req_pool": _rows_are_shared,
             f"{_OBSERVER}._get_token_info": _pool_stats(memory),
+            "sglang.srt.managers.load_snapshot.shm_path_for": _load_path(
+                scheduler_class.spec.load_snapshot_path
+            ),
             **scheduler_class.around,
         },
     )
@@ -145,6 +148,13 @@ def _allocator(memory: ResidentMemory) -> Hook:
         return allocator
 
     return build
+
+
+def _load_path(path: str) -> Hook:
+    def shm_path_for(original: Hook, ipc_name: str) -> str:
+        return path
+
+    return shm_path_for
 
 
 def _pool_stats(memory: ResidentMemory) -> Hook:

@@ -76,10 +76,11 @@ class WorkerGroup:
             WorkerStartError: one ended before it was ready.
         """
         said: dict[InstanceRole, dict[str, Any]] = {}
-        waiting = {worker.ready: worker for worker in self.workers}
+        waiting = list(self.workers)
         while waiting:
-            for pipe in wait(list(waiting)):
-                worker = waiting.pop(pipe)  # type: ignore[arg-type]
+            spoke = wait([worker.ready for worker in waiting])
+            for worker in [w for w in waiting if w.ready in spoke]:
+                waiting.remove(worker)
                 info = _ready_info(worker)
                 if worker.spec.tp_rank == 0:
                     said[worker.spec.role] = info

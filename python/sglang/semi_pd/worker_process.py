@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import setproctitle
 import torch
+from sglang.semi_pd.cpu_share import take_cores
 from sglang.semi_pd.utils import InstanceRole
 
 if TYPE_CHECKING:
@@ -95,8 +96,7 @@ def _take_environment(spec: WorkerSpec) -> None:
     os.environ.clear()
     os.environ.update(spec.environment)
     if spec.cores:
-        os.sched_setaffinity(0, spec.cores)
-        torch.set_num_threads(len(spec.cores))
+        take_cores(spec.cores)
     _reread_prometheus_environment()
 
 

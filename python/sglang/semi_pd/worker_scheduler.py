@@ -8,7 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import setproctitle
+from sglang.semi_pd.cpu_share import take_cores
+from sglang.semi_pd.messages import TakeCores
 from sglang.srt.managers.scheduler import Scheduler
+from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
     from sglang.semi_pd.resident_memory import ResidentMemory
@@ -34,8 +37,14 @@ class WorkerScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         setproctitle.setproctitle(self.spec.title)
         super().__init__(*args, **kwargs)
-        # Ending between two iterations leaves the GPU idle and every page accounted for.
+        # Ending between two iterations leaves the GPU idle, every page accounted for.
         signal.signal(signal.SIGTERM, self._end_soon)
+
+    def init_request_dispatcher(self) -> None:
+        super().init_request_dispatcher()
+        self._request_dispatcher += TypeBasedDispatcher(
+            [(TakeCores, lambda message: take_cores(message.cores))]
+        )
 
     def _end_soon(self, *_: object) -> None:
         self.gracefully_exit = True

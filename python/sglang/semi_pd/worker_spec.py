@@ -48,6 +48,11 @@ class WorkerSpec:
         return self.run_directory / f"resident-{self.tp_rank}"
 
     @property
+    def load_snapshot_path(self) -> str:
+        """The file in which this worker publishes its load."""
+        return load_snapshot_path(self.run_directory, self.role)
+
+    @property
     def handover_address(self) -> str:
         """Where this generation's decode worker receives handovers."""
         return handover_address(self.run_directory, self.generation)
@@ -56,3 +61,8 @@ class WorkerSpec:
 def handover_address(run_directory: Path, generation: int) -> str:
     """ZeroMQ address on which decode worker ``generation`` receives handovers."""
     return f"ipc://{run_directory}/handover-{generation}"
+
+
+def load_snapshot_path(run_directory: Path, role: InstanceRole) -> str:
+    """Where a role publishes its load; upstream's place would outlive the server."""
+    return str(run_directory / f"load-{role.value}")

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moving the split between prefill and decode while the server serves."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Protocol
+
+from sglang.semi_pd.errors import RotationError
+from sglang.semi_pd.sm_allocation import SMAllocation
+
+__all__ = ["ProcessRotationManager", "SMAllocation", "SplitMechanism"]
+
+logger = logging.getLogger(__name__)
+
+
+class SplitMechanism(Protocol):
+    """What can bring a split into force without losing a request."""
+
+    def apply(self, allocation: SMAllocation) -> None:
+        """Return when both workers run with ``allocation``.
+
+        Raises:
+            RotationError: they do not; the old split is in force.
+        """
+
+
+class ProcessRotationManager:
+    """Keeps the split in force and moves it on request, one move at a time.
+
+    Lives in the main process; the operator and the controller both call it.
+    """
+
+    def __init__(
+        self, mechanism: SplitMechanism, initial: SMAllocation, *, allow_overlap: bool
+    ) -> None:
+        self._mechanism = mechanism
+        self._current = initial
+        self._allow_overlap = allow_overlap
+        self._one_move = threading.Lock()
+        self._moves = self._failures = 0
+        self._last_failure = ""
+
+    @property
+    def current_allocation(self) -> SMAllocation:
+        """The split in force."""
+        return self._current
+
+    def request_sm_reallocation(self, allocation: SMAllocation) -> bool:
+        """Bring a split into force; False leaves the old one serving, see the log.
+
+        Raises:
+            ConfigError: the shares sum to more than 100 where they may not.
+        """
+        allocation.validate(allow_overlap=self._allow_overlap)
+        with self._one_move:
+            try:
+                self._mechanism.apply(allocation)
+            except RotationError as error:
+                self._failures += 1
+                self._last_failure = error.what
+                logger.warning("The split stays %s: %s", self._current, error)
+                return False
+            self._moves += 1
+            logger.info("The split moved from %s to %s", self._current, allocation)
+            self._current = allocation
+        return True
+
+    def get_status(self) -> dict[str, object]:
+        """The split in force and what became of requests to move it."""
+        return {
+            "current_sm_allocation": self._current.as_dict(),
+            "moves": self._moves,
+            "failed_moves": self._failures,
+            "last_failure": self._last_failure,
+        }
