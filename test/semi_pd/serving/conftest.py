@@ -79,6 +79,14 @@ def semi_pd(tiny_model: Path, second_flags: list[str]) -> Iterator[Server]:
     yield from _serve("semi-pd", 1, model, second_flags)
 
 
+@pytest.fixture(autouse=True)
+def servers_are_alive(request: pytest.FixtureRequest) -> None:
+    """A server that died fails the tests after it quickly, and says so."""
+    for name in ("plain", "semi_pd"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name).require_alive()
+
+
 @pytest.fixture
 def needs_semi_pd(second_flags: list[str]) -> None:
     """Skips where the second server is a plain one as well."""

@@ -193,15 +193,27 @@ class Server:
             raise self.failure(f"{len(found)} processes are {role}:\n{table}")
         return found[0]
 
-    def get(self, path: str, **options: Any) -> requests.Response:
+    def get(self, path: str, *, timeout_s: float = 60) -> requests.Response:
         """One GET request."""
-        return requests.get(self.url + path, timeout=60, **options)
+        return self._ask("GET", path, timeout=timeout_s)
 
     def post(
         self, path: str, body: Any, *, timeout_s: float = 120
     ) -> requests.Response:
         """One POST request with a JSON body."""
-        return requests.post(self.url + path, json=body, timeout=timeout_s)
+        return self._ask("POST", path, json=body, timeout=timeout_s)
+
+    def _ask(self, method: str, path: str, **options: Any) -> requests.Response:
+        try:
+            return requests.request(method, self.url + path, **options)
+        except requests.RequestException as error:
+            problem = f"{method} {path}: {type(error).__name__}"
+        raise self.failure(problem)
+
+    def require_alive(self) -> None:
+        """Fail at once if the main process is gone."""
+        if not psutil.pid_exists(self._pid) or self.exit_code is not None:
+            raise self.failure(f"it is gone, exit code {self.exit_code}")
 
     def generate(self, **body: Any) -> dict[str, Any]:
         """One greedy ``/generate`` request that must succeed."""

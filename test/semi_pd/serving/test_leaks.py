@@ -12,7 +12,7 @@ import client
 import process_table
 import pytest
 from client import Stream
-from compare import content
+from compare import content, mismatches, unexplained
 from harness import Server
 from workload import endless, greedy, prompt
 
@@ -174,11 +174,15 @@ def test_refused_requests(semi_pd: Server) -> None:
     require_nothing_allocated(semi_pd)
 
 
-def test_more_work_than_memory(semi_pd: Server) -> None:
-    """More tokens than the KV cache holds: requests wait, end, and leave nothing."""
+def test_more_work_than_memory(plain: Server, semi_pd: Server) -> None:
+    """More tokens than the KV cache holds: requests wait, end right, leave nothing."""
     total = semi_pd.get("/server_info").json()["max_total_num_tokens"]
     count = min(40, total // 2500 + 8)
     bodies = [endless(prompt(2400, seed=n), 120) for n in range(count)]
     answers = client.stream_all(semi_pd.url, bodies, limit=count)
     assert all(len(one["output_ids"]) == 120 for one in answers)
     require_nothing_allocated(semi_pd)
+    expected = client.stream_all(plain.url, bodies, limit=8)
+    found = mismatches(bodies, expected, answers)
+    wrong = unexplained(plain.url, bodies, found)
+    assert not wrong, "\n".join(map(str, wrong))
