@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import zmq
+from sglang.semi_pd.id_pool import Ids
 from sglang.semi_pd.leased_allocator import pages_of
 from sglang.semi_pd.messages import Handover
 from sglang.semi_pd.utils import InstanceRole
@@ -43,14 +44,16 @@ class HandoverSender:
         self._socket = get_zmq_socket(zmq.Context(1), zmq.PUSH, address, False)
         self._rows, self._table = rows, table
         self._to_slot: int | None = None
+        device = torch.get_device_module(rows.device)
+        self._copies = device.StreamContext(device.Stream())
 
     def hand_over(self, req: Req) -> None:
         """Give up ``req``, whose KV is written up to ``req.kv_committed_len``."""
         to_slot = self._receiver()
         row = req.req_pool_idx
         committed = req.kv_committed_len
-        slots = self._rows.req_to_token[row, :committed].to("cpu", torch.int64)
-        self._table.move_pages(pages_of(slots, self._table.layout.page_size), to_slot)
+        pages = self._pages(row, committed)
+        self._table.move_pages(pages, to_slot)
         self._table.move_row(self._rows.give_up(req), to_slot)
         req.kv = None
         self._send(req, row, committed)
@@ -72,6 +75,16 @@ class HandoverSender:
                 handed_over_at=time.monotonic(),
             ),
         )
+
+    def _pages(self, row: int, committed: int) -> Ids:
+        """The pages of a row, without waiting for the forward that runs now.
+
+        The row was written before the prompt's last chunk, whose result is known, so a
+        stream of its own may read it at once.
+        """
+        with self._copies:
+            slots = self._rows.req_to_token[row, :committed].to("cpu", torch.int64)
+        return pages_of(slots, self._table.layout.page_size)
 
     def _receiver(self) -> int:
         if self._to_slot is None:

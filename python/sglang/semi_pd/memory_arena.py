@@ -107,53 +107,36 @@ def view(flat: torch.Tensor, ref: TensorRef) -> torch.Tensor:
 
 
 class ArenaBuilder:
-    """Places tensors in arenas, which it creates as they are needed.
+    """Places tensors in arenas, each made to measure. Lives in the resident only."""
 
-    Lives in the resident only. Tensors are packed into arenas of ``chunk_bytes``; one
-    that is larger gets an arena of its own.
-    """
-
-    def __init__(self, device: torch.device, *, chunk_bytes: int = 1 << 28) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.arenas: list[MemoryArena] = []
         self._device = device
-        self._chunk_bytes = chunk_bytes
-        self._open: int | None = None
-        self._used = 0
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> TensorRef:
-        """Reserve a contiguous tensor; its memory is zero."""
-        stride = _contiguous_stride(shape)
-        return self._reserve(dtype, shape, stride)
+        """Reserve a contiguous tensor in an arena of its own; its memory is zero."""
+        ref = _packed(0, shape, dtype)
+        self._add_arena(ref.extent)
+        return msgspec.structs.replace(ref, arena=len(self.arenas) - 1)
 
-    def place(self, tensor: torch.Tensor) -> TensorRef:
-        """Copy ``tensor`` into an arena, keeping its strides."""
-        ref = self._reserve(tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
-        self.tensor(ref).copy_(tensor)
-        return ref
+    def place_together(self, tensors: list[torch.Tensor]) -> list[TensorRef]:
+        """Copy contiguous tensors into one new arena, one behind the other."""
+        refs, used = [], 0
+        for tensor in tensors:
+            ref = _packed(used, tuple(tensor.shape), tensor.dtype)
+            refs.append(msgspec.structs.replace(ref, arena=len(self.arenas)))
+            used += math.ceil(ref.extent / ALIGNMENT) * ALIGNMENT
+        self._add_arena(used)
+        for tensor, ref in zip(tensors, refs, strict=True):
+            self.tensor(ref).copy_(tensor)
+        return refs
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """This process's view of ``ref``."""
         return view(self.arenas[ref.arena].flat, ref)
 
-    def _reserve(
-        self, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...]
-    ) -> TensorRef:
-        ref = TensorRef(0, 0, dtype_name(dtype), shape, stride)
-        nbytes = max(ref.extent, 1)
-        arena, offset = self._find_room(math.ceil(nbytes / ALIGNMENT) * ALIGNMENT)
-        return TensorRef(arena, offset, ref.dtype, shape, stride)
-
-    def _find_room(self, nbytes: int) -> tuple[int, int]:
-        if nbytes > self._chunk_bytes:
-            return self._add_arena(nbytes), 0
-        if self._open is None or self._used + nbytes > self._chunk_bytes:
-            self._open, self._used = self._add_arena(self._chunk_bytes), 0
-        offset, self._used = self._used, self._used + nbytes
-        return self._open, offset
-
-    def _add_arena(self, nbytes: int) -> int:
-        self.arenas.append(create_arena(self._device, nbytes))
-        return len(self.arenas) - 1
+    def _add_arena(self, nbytes: int) -> None:
+        self.arenas.append(create_arena(self._device, max(nbytes, ALIGNMENT)))
 
 
 def create_arena(device: torch.device, nbytes: int) -> MemoryArena:
@@ -185,9 +168,9 @@ def attach_arena(
     return arena
 
 
-def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _packed(offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> TensorRef:
     stride, step = [], 1
     for extent in reversed(shape):
         stride.append(step)
         step *= extent
-    return tuple(reversed(stride))
+    return TensorRef(0, offset, dtype_name(dtype), shape, tuple(reversed(stride)))

@@ -10,7 +10,7 @@ attention are such), and the plain values that post-processing of weights sets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,32 +23,26 @@ from sglang.srt.model_loader.loader import (
     _initialize_model,
 )
 from sglang.srt.model_loader.utils import set_default_torch_dtype
+from sglang.srt.platforms import current_platform
 from torch import nn
 
 TensorResolver = Callable[[TensorRef], torch.Tensor]
 """Turns a reference into a tensor of this process."""
 
+GROUP_BYTES = 1 << 30
+"""Weights moved at a time: the extra memory that moving them takes."""
+
 
 def take_image(model: nn.Module, builder: ArenaBuilder) -> ModelImage:
     """Move the model's tensors into arenas and describe where they are.
 
-    The model is unusable afterwards: each storage is freed as soon as it is copied, so
-    that the peak is the model plus its largest tensor, not two models.
+    The model is unusable afterwards: its memory is freed as it is copied, so that the
+    peak is the model plus one group of tensors, not two models.
     """
+    modules = list(model.named_modules())
     placer = _StoragePlacer(builder)
-    modules = []
-    for path, module in model.named_modules():
-        modules.append(
-            ModuleImage(
-                path=path,
-                parameters=_refs(module._parameters, placer),
-                buffers=_refs(module._buffers, placer),
-                attributes=_refs(module.__dict__, placer),
-                plain=_plain_values(module),
-            )
-        )
-    placer.free_originals()
-    return ModelImage(modules)
+    placer.move(tensor for _, module in modules for _, tensor in _tensors_of(module))
+    return ModelImage([_image_of(path, module, placer) for path, module in modules])
 
 
 def fill_from_image(
@@ -96,31 +90,68 @@ class _StoragePlacer:
 
     def __init__(self, builder: ArenaBuilder) -> None:
         self._builder = builder
-        self._placed: dict[int, tuple[torch.UntypedStorage, TensorRef]] = {}
+        self._placed: dict[int, TensorRef] = {}
 
-    def place(self, tensor: torch.Tensor) -> TensorRef:
-        storage = tensor.untyped_storage()
-        key = storage.data_ptr()
-        if key not in self._placed:
-            self._placed[key] = (storage, self._builder.place(_as_bytes(storage)))
-        _, base = self._placed[key]
+    def move(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Copy what the tensors hold, group by group, freeing the original of each."""
+        group: list[torch.UntypedStorage] = []
+        for storage in _distinct_storages(tensors):
+            group.append(storage)
+            if sum(s.nbytes() for s in group) >= GROUP_BYTES:
+                self._move_group(group)
+                group = []
+        self._move_group(group)
+
+    def ref(self, tensor: torch.Tensor) -> TensorRef:
+        """Where a tensor is now; its storage has been moved."""
+        base = self._placed[_key(tensor.untyped_storage())]
         offset = base.offset + int(tensor.storage_offset()) * tensor.element_size()
         shape, stride = tuple(tensor.shape), tuple(tensor.stride())
         return TensorRef(base.arena, offset, dtype_name(tensor.dtype), shape, stride)
 
-    def free_originals(self) -> None:
-        for storage, _ in self._placed.values():
-            if storage.resizable():
-                storage.resize_(0)
+    def _move_group(self, group: list[torch.UntypedStorage]) -> None:
+        refs = self._builder.place_together([_as_bytes(s) for s in group])
+        for storage, ref in zip(group, refs, strict=True):
+            self._placed[_key(storage)] = ref
+        current_platform.synchronize()
+        for storage in group:
+            storage.resize_(0)
+        current_platform.empty_cache()
+
+
+def _distinct_storages(
+    tensors: Iterable[torch.Tensor],
+) -> Iterator[torch.UntypedStorage]:
+    seen: set[int] = set()
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        if _key(storage) not in seen:
+            seen.add(_key(storage))
+            yield storage
+
+
+def _key(storage: torch.UntypedStorage) -> int:
+    """What stays the same of a storage when its memory is freed."""
+    return storage._cdata
 
 
 def _as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
+def _image_of(path: str, module: nn.Module, placer: _StoragePlacer) -> ModuleImage:
+    return ModuleImage(
+        path=path,
+        parameters=_refs(module._parameters, placer),
+        buffers=_refs(module._buffers, placer),
+        attributes=_refs(module.__dict__, placer),
+        plain=_plain_values(module),
+    )
+
+
 def _refs(holder: dict[str, Any], placer: _StoragePlacer) -> dict[str, TensorRef]:
     return {
-        name: placer.place(value.detach())
+        name: placer.ref(value)
         for name, value in holder.items()
         if isinstance(value, torch.Tensor)
     }

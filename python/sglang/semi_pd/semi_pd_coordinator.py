@@ -25,6 +25,7 @@ from sglang.semi_pd.process_rotation_manager import (
 )
 from sglang.semi_pd.resident_channel import AttachRequest, attach
 from sglang.semi_pd.sm_allocation import SMAllocation
+from sglang.semi_pd.sm_partition import NoPartition, SMPartition, start_partition
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.worker_group import WorkerGroup, input_address
 from sglang.semi_pd.worker_spec import load_snapshot_path
@@ -54,6 +55,7 @@ class SemiPDCoordinator:
             allow_overlap=self.config.overlap_allowed,
         )
         self._run_directory = run_directory.create()
+        self._partition: SMPartition = NoPartition()
         self._group: WorkerGroup | None = None
         self._table: BlockTable | None = None
         self._server: ServerThread | None = None
@@ -90,7 +92,11 @@ class SemiPDCoordinator:
 
     def start_processes(self, port_args: PortArgs) -> WorkerGroup:
         """Start resident, prefill and decode of every rank."""
-        self._group = WorkerGroup(self.server_args, port_args, self._run_directory)
+        args = self.server_args
+        self._partition = start_partition(
+            self.config.partition_backend, args.device, self._run_directory
+        )
+        self._group = WorkerGroup(args, port_args, self._run_directory, self._partition)
         self._group.start(self.rotation.current_allocation)
         return self._group
 
@@ -121,6 +127,8 @@ class SemiPDCoordinator:
             self.detokenizer.kill()
             self.detokenizer.join()
             self.detokenizer = None
+        self._partition.stop()
+        self._partition = NoPartition()
         shutil.rmtree(self._run_directory, ignore_errors=True)
 
     @property
@@ -151,6 +159,7 @@ class SemiPDCoordinator:
         return {
             "is_running": self._is_running,
             "components": self._components(),
+            "partition_backend": self._partition.name,
             "process_rotation_status": self.rotation.get_status(),
             "unified_memory_status": {"memory_usage": usage},
         }

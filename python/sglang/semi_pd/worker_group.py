@@ -26,6 +26,7 @@ from sglang.semi_pd.worker_spec import WorkerSpec
 
 if TYPE_CHECKING:
     from sglang.semi_pd.sm_allocation import SMAllocation
+    from sglang.semi_pd.sm_partition import SMPartition
     from sglang.srt.server_args import PortArgs, ServerArgs
 
 logger = logging.getLogger(__name__)
@@ -53,11 +54,16 @@ class WorkerGroup:
     """Starts, awaits and stops the processes of one instance."""
 
     def __init__(
-        self, server_args: ServerArgs, port_args: PortArgs, run_directory: Path
+        self,
+        server_args: ServerArgs,
+        port_args: PortArgs,
+        run_directory: Path,
+        partition: SMPartition,
     ) -> None:
         self._server_args = server_args
         self._port_args = port_args
         self._run_directory = run_directory
+        self._partition = partition
         self.generation = 0
         self.workers: list[Worker] = []
 
@@ -120,7 +126,10 @@ class WorkerGroup:
             tp_rank=rank,
             moe_ep_rank=rank // (args.tp_size // args.ep_size),
             run_directory=self._run_directory,
-            environment=dict(os.environ),
+            environment={
+                **os.environ,
+                **self._partition.environment(role, allocation),
+            },
             cores=cores_for(role, allocation) if args.device == "cpu" else frozenset(),
         )
 

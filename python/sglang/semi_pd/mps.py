@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NVIDIA MPS: a private daemon for one instance, and the environment of its clients.
+
+The only file that starts another program. The daemon lives in the run directory and is
+nobody else's: the default pipe directory is never used, and one inherited from the
+environment is never joined by accident. The resident stays outside MPS, so that what
+ends the clients cannot take weights and KV cache with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from sglang.semi_pd.errors import SemiPDError
+
+logger = logging.getLogger(__name__)
+
+CONTROL = "nvidia-cuda-mps-control"
+START_TIMEOUT_S = 10.0
+COMMAND_TIMEOUT_S = 20.0
+LONGEST_PIPE_DIRECTORY = 80
+"""Bytes; the daemon's sockets lie in it and must stay under the kernel's 107."""
+
+
+class MPSError(SemiPDError):
+    """The MPS daemon cannot be started, or does not answer."""
+
+
+class MPSDaemon:
+    """One control daemon, started and ended with the instance."""
+
+    def __init__(self, directory: Path) -> None:
+        self._control = find_control()
+        self._pipes = directory / "mps"
+        self._logs = directory / "mps-log"
+
+    def start(self) -> None:
+        """Start the daemon and wait until it answers.
+
+        Raises:
+            MPSError: it does not.
+        """
+        for path in (self._pipes, self._logs):
+            path.mkdir(mode=0o700)
+        if len(os.fsencode(self._pipes)) > LONGEST_PIPE_DIRECTORY:
+            raise _error(f"{self._pipes} is too long a path for its sockets")
+        self._run([self._control, "-d"], "")
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not (self._pipes / "control").exists():
+            if time.monotonic() > deadline:
+                raise _error(f"no control pipe; see {self._logs}/control.log")
+            time.sleep(0.02)
+        logger.info("MPS control daemon started in %s", self._pipes)
+
+    def stop(self) -> None:
+        """End the daemon; its clients must have ended."""
+        try:
+            self._run([self._control], "quit\n")
+        except MPSError as error:
+            logger.warning("The MPS daemon did not end: %s", error)
+
+    def clients(self) -> frozenset[int]:
+        """Process ids of every client, as the daemon knows them.
+
+        Raises:
+            MPSError: the daemon does not answer.
+        """
+        servers = self._run([self._control], "get_server_list\n").split()
+        return frozenset(
+            int(pid)
+            for server in servers
+            for pid in self._run([self._control], f"get_client_list {server}\n").split()
+        )
+
+    def client_environment(self, percentage: int) -> dict[str, str]:
+        """What a worker's environment needs, before its first CUDA call."""
+        return {
+            "CUDA_MPS_PIPE_DIRECTORY": str(self._pipes),
+            "CUDA_MPS_LOG_DIRECTORY": str(self._logs),
+            "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": str(percentage),
+        }
+
+    def outsider_environment(self) -> dict[str, str]:
+        """What keeps a process outside MPS: a pipe directory with no daemon in it."""
+        return {"CUDA_MPS_PIPE_DIRECTORY": str(self._logs)}
+
+    def _run(self, command: list[str], typed: str) -> str:
+        environment = {**os.environ, **self.client_environment(100)}
+        del environment["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"]
+        try:
+            done = subprocess.run(
+                command,
+                input=typed,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_TIMEOUT_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise _error(str(error)) from error
+        if done.returncode:
+            raise _error(done.stderr.strip() or done.stdout.strip())
+        return done.stdout
+
+
+def find_control() -> str:
+    """Absolute path of the control program.
+
+    Raises:
+        MPSError: there is none.
+    """
+    path = shutil.which(CONTROL)
+    if path is None:
+        raise MPSError(
+            "MPS is not available",
+            why=f"{CONTROL} is not on the PATH",
+            mend="install the driver's MPS tools, or use --sm-partition-backend none",
+        )
+    return os.path.abspath(path)
+
+
+def _error(why: str) -> MPSError:
+    return MPSError(
+        "The MPS daemon does not work",
+        why=why,
+        mend="check the rights to start it, or use --sm-partition-backend none",
+    )
