@@ -95,7 +95,8 @@ class MainProcessHooks:
         run_detokenizer_process_func: Original,
     ) -> Any:
         """Fork the detokenizer too: it would import SGLang once more."""
-        if self.coordinator is None or server_args.detokenizer_worker_num > 1:
+        can_fork = fork_server.is_usable() and server_args.detokenizer_worker_num == 1
+        if self.coordinator is None or not can_fork:
             return original(
                 engine, server_args, port_args, run_detokenizer_process_func
             )

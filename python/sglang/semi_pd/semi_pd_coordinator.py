@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd import fork_server, main_process, run_directory
@@ -60,7 +61,7 @@ class SemiPDCoordinator:
         self._table: BlockTable | None = None
         self._server: ServerThread | None = None
         self._is_running = False
-        self.detokenizer: fork_server.ForkedProcess | None = None
+        self.detokenizer: BaseProcess | None = None
 
     # From Python
 

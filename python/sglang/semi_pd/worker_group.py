@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ class Worker:
     """A started process and the pipe on which it says that it is ready."""
 
     spec: WorkerSpec
-    process: fork_server.ForkedProcess
+    process: BaseProcess
     ready: Connection
 
     @property
@@ -110,7 +111,9 @@ class WorkerGroup:
                 worker.process.join()
 
     def _launch(self, spec: WorkerSpec) -> Worker:
-        process, ready = fork_server.launch(worker_process.run, spec, name=spec.title)
+        process, ready = fork_server.launch(
+            worker_process.run, spec, name=spec.title, environment=spec.environment
+        )
         return Worker(spec, process, ready)
 
     def _spec(
