@@ -68,7 +68,7 @@ class ServerProcess:
         self._command = [sys.executable, "-m", "sglang.launch_server"]
         self._command += ["--model-path", str(model), "--port", str(self.port), *flags]
         self._process: subprocess.Popen[bytes] | None = None
-        self._shared_files: set[str] = set()
+        self._shared_inodes: set[int] = set()
 
     def __enter__(self) -> Self:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,11 @@ class ServerProcess:
             with suppress(psutil.Error):
                 found.append(f"process {process.pid} {process.name()}")
                 process.kill()
-        found += [name for name in sorted(self._shared_files) if os.path.exists(name)]
+        found += [
+            entry.path
+            for entry in os.scandir("/dev/shm")
+            if entry.inode() in self._shared_inodes
+        ]
         for base in _run_directories():
             found += map(str, base.glob(f"run-{self._running().pid}-*"))
         return found
@@ -180,12 +184,19 @@ class ServerProcess:
             return False
 
     def _note_shared_files(self) -> None:
-        """Remember which files of /dev/shm the server has mapped or open."""
+        """Remember the files of /dev/shm that the server has mapped.
+
+        By inode: a semaphore's mapping keeps the name of a temporary file that it was
+        linked from.
+        """
         for process in self.processes():
-            with suppress(psutil.Error, OSError):
-                paths = [region.path for region in process.memory_maps()]
-                paths += [file.path for file in process.open_files()]
-                self._shared_files |= {p for p in paths if p.startswith("/dev/shm/")}
+            with suppress(OSError):
+                lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+                self._shared_inodes |= {
+                    int(line.split(maxsplit=5)[4])
+                    for line in lines
+                    if "/dev/shm/" in line
+                }
 
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "use it in a with statement"

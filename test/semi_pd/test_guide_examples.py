@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guides' code runs as printed, their links lead somewhere, their flags are true.
+
+A block of Python is run if an HTML comment stands on the line before it:
+``<!-- test: light -->`` (no SGLang needed) or ``<!-- test: server -->`` (starts one).
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sglang.semi_pd import flag_rules, preflight
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GUIDES = ("semi_pd_guide.md", "semi_pd_guide_zh.md")
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
+EXPECTED = {"light": 2, "server": 1}
+SERVER_TIMEOUT_S = 600
+
+_BLOCK = re.compile(r"^<!-- test: (\w+) -->\n```python\n(.*?)^```", re.M | re.S)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_FLAG_ROW = re.compile(r"^\| `--([a-z-]+)` \| ([^|]+) \|", re.M)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of code that a guide promises to run."""
+
+    guide: str
+    kind: str
+    place: int
+    code: str
+
+    def __str__(self) -> str:
+        return f"{self.guide}-{self.place}"
+
+
+def text_of(guide: str) -> str:
+    return (REPOSITORY / "docs" / guide).read_text(encoding="utf-8")
+
+
+def blocks(kind: str) -> list[Block]:
+    return [
+        Block(guide, found, place, code)
+        for guide in GUIDES
+        for place, (found, code) in enumerate(_BLOCK.findall(text_of(guide)), start=1)
+        if found == kind
+    ]
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_guide_has_the_blocks(guide: str) -> None:
+    for kind, count in EXPECTED.items():
+        assert len([b for b in blocks(kind) if b.guide == guide]) == count
+    kinds = {kind for kind, _ in _BLOCK.findall(text_of(guide))}
+    assert kinds == EXPECTED.keys()
+
+
+@pytest.mark.parametrize("block", blocks("light"), ids=str)
+def test_light_block(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block.code, str(block), "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.server
+@pytest.mark.timeout(SERVER_TIMEOUT_S + 60)
+@pytest.mark.parametrize("block", blocks("server")[:1], ids=str)
+def test_server_block(block: Block, tiny_model: Path, tmp_path: Path) -> None:
+    """In a script of its own, as a user would run it."""
+    code = block.code.replace('"MODEL"', repr(str(tiny_model)))
+    code = code.replace("= 30000", f"= {free_port()}")
+    script = tmp_path / "guide_block.py"
+    script.write_text(code, encoding="utf-8")
+    ended = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=SERVER_TIMEOUT_S,
+    )
+    assert ended.returncode == 0, textwrap.shorten(ended.stderr[-4000:], 4000)
+    assert "prefill_TP0" in ended.stdout
+    assert "memory in use" in ended.stdout or "内存利用率" in ended.stdout
+
+
+def test_server_blocks_differ_in_what_they_print_only() -> None:
+    """So that running one of them speaks for both."""
+    assert len({code_without_words(block.code) for block in blocks("server")}) == 1
+
+
+def code_without_words(code: str) -> str:
+    code = re.sub(r"#.*", "", code)
+    return re.sub(r'f"[^"{]*', 'f"', "".join(code.split()))
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_flag_tables_are_complete_and_true(guide: str) -> None:
+    rows = dict(_FLAG_ROW.findall(text_of(guide)))
+    assert {f"--{name}" for name in rows} == preflight.OUR_FLAGS
+    for field, default in flag_rules.SHARES.items():
+        assert rows[field.replace("_", "-")] == str(default)
+    for field, (_, number, _) in flag_rules.NUMBERS.items():
+        if field != "unified_memory_blocks":  # in a server, taken from the model
+            assert rows[field.replace("_", "-")] == str(number)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_resolve(page: Path) -> None:
+    for target in _LINK.findall(page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(found), f"{page.name}: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings get."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+def test_code_map_names_files_that_exist() -> None:
+    listed = (REPOSITORY / "docs" / "code_map.md").read_text(encoding="utf-8")
+    python = REPOSITORY / "python"
+    for name in re.findall(r"`([\w/]+\.py)`", listed):
+        examples = REPOSITORY / "examples" / "semi_pd"
+        package = python / "sglang" / "semi_pd"
+        places = (python, python / "sglang", package, examples, REPOSITORY)
+        assert any((place / name).is_file() for place in places), name
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
