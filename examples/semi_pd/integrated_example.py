@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The coordinator from Python: start, serve, look inside, stop.
+"""The coordinator from Python: start, serve, move the split, look inside, stop.
 
     python scripts/make_tiny_model.py .demo/tiny-llama
     python examples/semi_pd/integrated_example.py --model-path .demo/tiny-llama
@@ -48,6 +48,7 @@ def main() -> int:
     options = parser.parse_args()
 
     # SGLang's imports take tens of seconds: after the command line was understood.
+    from sglang.semi_pd.process_rotation_manager import SMAllocation
     from sglang.semi_pd.semi_pd_coordinator import create_semi_pd_coordinator
     from sglang.srt.server_args import SemiPDPortArgs, ServerArgs
 
@@ -65,6 +66,8 @@ def main() -> int:
         url = f"http://{options.host}:{options.port}"
         prompts = [f"Question {n}: why is the sky blue?" for n in range(1, 5)]
         print(table(stream_all(url, prompts, max_new_tokens=16)))
+        moved = coordinator.request_sm_reallocation(SMAllocation(40, 60))
+        print(f"split moved to 40/60: {moved}")  # False on a GPU in this version
         status = coordinator.get_status()
         show_status(status)
         show_memory(coordinator.get_unified_memory_usage())

@@ -28,6 +28,7 @@ from typing_extensions import Self
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.2
+SILENCE_S = 15.0
 
 PHASES = (
     ("Init torch distributed begin", "imports done"),
@@ -41,8 +42,29 @@ PHASES = (
 )
 """Parts of log lines, in their usual order, and what they mean."""
 
+FIRST_PHASE = "importing SGLang, which takes most of the time"
+
 Report = Callable[[str, float], None]
 """Called with a phase and the seconds since the start."""
+
+
+class _Progress:
+    """Reports each phase once, and now and then that one takes its time."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._shown = 0
+        self._last_s = 0.0
+
+    def show(self, phases: Sequence[str], now_s: float) -> None:
+        """Report what is new of ``phases``, the first ones of which are known."""
+        for phase in phases[self._shown :]:
+            self._report(phase, now_s)
+            self._last_s = now_s
+        self._shown = len(phases)
+        if now_s - self._last_s > SILENCE_S:
+            self._report(f"still: {phases[-1]}", now_s)
+            self._last_s = now_s
 
 
 class ServerFailedError(RuntimeError):
@@ -103,19 +125,16 @@ class ServerProcess:
         Raises:
             ServerFailedError: with the end of the log.
         """
-        shown: list[str] = []
-        if report:
-            report("importing SGLang: 20 to 90 s on two cores", 0.0)
+        progress = _Progress(report) if report else None
         while not self._is_healthy():
+            waited_s = time.monotonic() - self._started
             code = self._running().poll()
             if code is not None:
                 raise self._failure(f"the server ended with exit code {code}")
-            if time.monotonic() - self._started > START_TIMEOUT_S:
+            if waited_s > START_TIMEOUT_S:
                 raise self._failure(f"not ready after {START_TIMEOUT_S:.0f} s")
-            if report:
-                for phase in self._phases()[len(shown) :]:
-                    shown.append(phase)
-                    report(phase, time.monotonic() - self._started)
+            if progress:
+                progress.show(self._phases(), waited_s)
             time.sleep(POLL_S)
         self.ready_s = time.monotonic() - self._started
         self._note_shared_files()
@@ -174,7 +193,7 @@ class ServerProcess:
         """The phases entered so far, in the order of the log."""
         text = self.log.read_text(errors="replace")
         found = sorted((text.find(part), phase) for part, phase in PHASES)
-        return [phase for place, phase in found if place >= 0]
+        return [FIRST_PHASE, *(phase for place, phase in found if place >= 0)]
 
     def _is_healthy(self) -> bool:
         try:
