@@ -10,9 +10,13 @@ had to put aside when memory ran out.
 from __future__ import annotations
 
 import dataclasses
+import logging
+import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from sglang.semi_pd.handover import adopt
 from sglang.semi_pd.messages import Handover
 from sglang.semi_pd.worker_scheduler import WorkerScheduler
@@ -27,6 +31,10 @@ if TYPE_CHECKING:
         SchedulerOutputStreamer,
     )
 
+
+logger = logging.getLogger(__name__)
+
+HANDOVERS_REMEMBERED = 10_000
 
 _BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
 
@@ -89,6 +97,7 @@ class DecodeScheduler(WorkerScheduler):
     def init_ipc_channels(self, port_args: Any) -> None:
         super().init_ipc_channels(port_args)
         self._handovers: dict[str, Handover] = {}
+        self._handover_ms: deque[float] = deque(maxlen=HANDOVERS_REMEMBERED)
         if self.recv_from_tokenizer is not None:
             # One socket for both senders: handovers are then broadcast to all ranks
             # in one order with everything else, and wake a sleeping scheduler.
@@ -117,11 +126,18 @@ class DecodeScheduler(WorkerScheduler):
         request = handover.request
         request.bootstrap_host, request.bootstrap_room = "semi-pd", 1
         self._handovers[request.rid] = handover
+        self._handover_ms.append(1e3 * (time.monotonic() - handover.handed_over_at))
         self.handle_generate_request(request)
 
     def take_handover(self, rid: str) -> Handover:
         """The handover that brought request ``rid``."""
         return self._handovers.pop(rid)
+
+    def on_end(self) -> None:
+        """Leave in the log how long handovers took, from hand to hand."""
+        if self._handover_ms:
+            p50, p99 = np.percentile(self._handover_ms, (50, 99))
+            logger.info("Handovers took %.2f ms (P50), %.2f ms (P99)", p50, p99)
 
     def process_decode_queue(self) -> None:
         queue = self.disagg_decode_prealloc_queue

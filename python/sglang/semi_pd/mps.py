@@ -49,7 +49,7 @@ class MPSDaemon:
             path.mkdir(mode=0o700)
         if len(os.fsencode(self._pipes)) > LONGEST_PIPE_DIRECTORY:
             raise _error(f"{self._pipes} is too long a path for its sockets")
-        self._run([self._control, "-d"], "")
+        self._start_control()
         deadline = time.monotonic() + START_TIMEOUT_S
         while not (self._pipes / "control").exists():
             if time.monotonic() > deadline:
@@ -89,14 +89,31 @@ class MPSDaemon:
         """What keeps a process outside MPS: a pipe directory with no daemon in it."""
         return {"CUDA_MPS_PIPE_DIRECTORY": str(self._logs)}
 
-    def _run(self, command: list[str], typed: str) -> str:
+    def _start_control(self) -> None:
+        # Not through a pipe: the daemon would keep it open and never end it.
+        done = subprocess.run(
+            [self._control, "-d"],
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode:
+            raise _error(f"{CONTROL} -d ended with {done.returncode}")
+
+    def _environment(self) -> dict[str, str]:
         environment = {**os.environ, **self.client_environment(100)}
         del environment["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"]
+        return environment
+
+    def _run(self, command: list[str], typed: str) -> str:
         try:
             done = subprocess.run(
                 command,
                 input=typed,
-                env=environment,
+                env=self._environment(),
                 capture_output=True,
                 text=True,
                 timeout=COMMAND_TIMEOUT_S,

@@ -110,6 +110,7 @@ class SemiPDCoordinator:
         assert self._group is not None, "start_processes comes first"
         try:
             said = self._group.wait_ready()
+            self._partition.verify(self._worker_pids())
         except SemiPDError as error:
             logger.error("Failed to initialize Semi-PD Coordinator: %s", error)
             self.end_processes()
@@ -191,6 +192,10 @@ class SemiPDCoordinator:
         if self.server_args.device != "cpu":
             return FixedSplit()
         return CoreSplit(main_process.send_to_worker, self._pids)
+
+    def _worker_pids(self) -> list[int]:
+        roles = [role for role in InstanceRole if role.is_worker]
+        return [pid for role in roles for pid in self._pids(role)]
 
     def _pids(self, role: InstanceRole) -> list[int]:
         workers = self._group.of_role(role) if self._group else ()

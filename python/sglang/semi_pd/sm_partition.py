@@ -29,6 +29,13 @@ class SMPartition(Protocol):
     ) -> dict[str, str]:
         """What to add to the environment of a process of ``role``."""
 
+    def verify(self, pids: list[int]) -> None:
+        """Make sure that the workers got what they were given.
+
+        Raises:
+            MPSError: one of them runs outside the partition.
+        """
+
     def stop(self) -> None:
         """Clean up; after the last process has ended."""
 
@@ -45,6 +52,9 @@ class NoPartition:
         self, role: InstanceRole, allocation: SMAllocation
     ) -> dict[str, str]:
         return {}
+
+    def verify(self, pids: list[int]) -> None:
+        """Nothing was given."""
 
     def stop(self) -> None:
         """Nothing to clean up."""
@@ -76,6 +86,16 @@ class MPSPartition:
         if not role.is_worker:
             return self._daemon.outsider_environment()
         return self._daemon.client_environment(allocation.percentage_of(role))
+
+    def verify(self, pids: list[int]) -> None:
+        # With a wrong pipe directory CUDA runs without MPS and says nothing.
+        missing = set(pids) - self._daemon.clients()
+        if missing:
+            raise MPSError(
+                f"Processes {sorted(missing)} are not MPS clients",
+                why="they would share the GPU by taking turns",
+                mend="see the MPS daemon's log, or use --sm-partition-backend none",
+            )
 
     def stop(self) -> None:
         """End the daemon."""

@@ -53,7 +53,11 @@ class WorkerScheduler(Scheduler):
         super().process_input_requests(recv_reqs)
         if self.gracefully_exit and self.is_fully_idle():
             self.return_unused()
+            self.on_end()
             raise SystemExit(0)
+
+    def on_end(self) -> None:
+        """What a role does last."""
 
     def on_idle(self) -> None:
         self.return_unused()
