@@ -27,6 +27,7 @@ from typing_extensions import Self
 
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
+GRACE_S = 5.0
 POLL_S = 0.2
 SILENCE_S = 15.0
 
@@ -108,6 +109,7 @@ class ServerProcess:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self.leftovers()
 
     @property
     def url(self) -> str:
@@ -175,6 +177,9 @@ class ServerProcess:
 
     def leftovers(self) -> list[str]:
         """What a stopped server should have removed and has not; kills processes."""
+        deadline = time.monotonic() + GRACE_S
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
         found = []
         for process in self.processes():
             with suppress(psutil.Error):
