@@ -27,7 +27,7 @@ import psutil
 import requests
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-START_TIMEOUT_S = 360.0
+START_TIMEOUT_S = 600.0
 GRACE_S = 60.0
 
 COMMON_FLAGS = (

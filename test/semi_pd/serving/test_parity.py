@@ -143,3 +143,19 @@ def test_meta_info_has_the_same_fields(plain: Server, semi_pd: Server) -> None:
     got = semi_pd.generate(**body)["meta_info"]
     missing = sorted(expected.keys() - got.keys())
     assert not missing, f"not in the answer's meta_info: {missing}"
+
+
+def test_times_are_in_order(semi_pd: Server) -> None:
+    """The time stamps of an answer follow the way of its request."""
+    meta = semi_pd.generate(**greedy(prompt(20, seed=8), 8))["meta_info"]
+    way = (
+        "request_received_ts",
+        "api_server_dispatch_finish_ts",
+        "forward_entry_time",
+        "prefill_finished_time",
+        "request_finished_ts",
+        "response_sent_to_client_ts",
+    )
+    times = [meta[name] for name in way]
+    since = {name: round(meta[name] - times[0], 3) for name in way}
+    assert times == sorted(times), since
