@@ -17,6 +17,8 @@ MEMFD_NAME = "memfd:sglang-semi-pd"
 PAGE = mmap.PAGESIZE
 _PRESENT = 1 << 63
 _PFN = (1 << 55) - 1
+_SMALL = 1e-6
+"""Small integers, read as 32-bit floats, are far below; activations are above."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,6 @@ def mappings(pid: int) -> list[Mapping]:
             place = int(fields[2], 16), int(fields[4])
             found.append(Mapping(pid, start, end, is_shared, *place))
     return found
-
-
-def largest(pid: int) -> Mapping:
-    """The largest mapping, which holds the KV cache."""
-    return max(mappings(pid), key=lambda one: one.nbytes)
 
 
 def frames(mapping: Mapping, pages: list[int]) -> list[int]:
@@ -85,31 +82,42 @@ class MemoryFile:
     """A memory file of another process, opened by its inode."""
 
     def __init__(self, pid: int, inode: int) -> None:
+        self.inode = inode
         descriptor = os.open(_descriptor_path(pid, inode), os.O_RDWR)
         try:
             self._map = mmap.mmap(descriptor, 0)
         finally:
             os.close(descriptor)
-        self._bytes = np.frombuffer(self._map, dtype=np.uint8)
+        whole_pages = len(self._map) // PAGE
+        self._bytes = np.frombuffer(self._map, np.uint8, whole_pages * PAGE)
+        self._before = self._bytes.copy()
 
-    def snapshot(self) -> npt.NDArray[np.uint8]:
-        """A copy of everything in it."""
-        return self._bytes.copy()
-
-    def changed_pages(self, before: npt.NDArray[np.uint8]) -> list[int]:
-        """The pages whose content is another one now."""
-        is_changed = (self._bytes != before).reshape(-1, PAGE).any(axis=1)
+    def changed_pages(self) -> list[int]:
+        """The pages whose content is not what it was when the file was opened."""
+        is_changed = (self._bytes != self._before).reshape(-1, PAGE).any(axis=1)
         return [int(page) for page in np.flatnonzero(is_changed)]
 
-    def floats(self, page: int) -> npt.NDArray[np.float32]:
-        """A page as 32-bit floats; writing to it writes to the file."""
+    def written_activations(self) -> list[int]:
+        """The changed pages that hold activations, and not integers."""
+        return [page for page in self.changed_pages() if self._holds_floats(page)]
+
+    def negate(self, page: int) -> None:
+        """Change the sign of every float of a page, for everyone who maps it."""
+        self._floats(page)[:] *= -1
+
+    def _floats(self, page: int) -> npt.NDArray[np.float32]:
         return self._bytes[page * PAGE : (page + 1) * PAGE].view(np.float32)
 
-    def holds_floats(self, page: int) -> bool:
-        """Whether the page looks like activations, and not like integers."""
-        values = np.abs(self.floats(page))
+    def _holds_floats(self, page: int) -> bool:
+        values = np.abs(self._floats(page))
         values = values[values > 0]
-        return bool(values.size) and bool(np.median(values) > 1e-6)
+        return bool(values.size) and bool(np.median(values) > _SMALL)
+
+
+def memory_files(pid: int) -> list[MemoryFile]:
+    """Every memory file of Semi-PD that a process has mapped."""
+    inodes = {one.inode for one in mappings(pid)}
+    return [MemoryFile(pid, inode) for inode in sorted(inodes)]
 
 
 def _descriptor_path(pid: int, inode: int) -> str:

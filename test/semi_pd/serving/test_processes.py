@@ -7,7 +7,7 @@ import asyncio
 import signal
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import client
@@ -21,8 +21,8 @@ from process_table import ROLES
 from shared_pages import (
     MemoryFile,
     frames,
-    largest,
     mappings,
+    memory_files,
     resident_and_proportional,
 )
 from workload import endless, prompt
@@ -74,14 +74,14 @@ def test_one_copy(semi_pd: Server) -> None:
     assert total <= 1.02 * once + (1 << 20)
 
 
-def wait_for_prefill(memory: MemoryFile, before: object) -> list[int]:
-    """The pages that changed, once no more of them do."""
-    pages: list[int] = []
+def wait_for_prefill(files: Sequence[MemoryFile]) -> list[list[int]]:
+    """The pages that changed in each file, once no more of them do."""
+    pages: list[list[int]] = []
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         time.sleep(0.7)
-        now = memory.changed_pages(before)  # type: ignore[arg-type]
-        if now and now == pages:
+        now = [file.written_activations() for file in files]
+        if any(now) and now == pages:
             return now
         pages = now
     raise AssertionError("prefill did not come to an end")
@@ -107,47 +107,38 @@ def test_decode_reads_the_pages_that_prefill_wrote(semi_pd: Server) -> None:
 
 def answer_with_decode_stopped(
     server: Server, body: client.Body, *, overwrite: bool
-) -> tuple[list[int], list[int]]:
-    """The answer to a request prefilled while decode stood still, and its KV pages."""
+) -> tuple[list[int], dict[int, list[int]]]:
+    """The answer to a request prefilled while decode stood still; pages by inode."""
     decode = server.role("decode")
-    kv = largest(decode.pid)
-    memory = MemoryFile(server.role("resident").pid, kv.inode)
 
-    async def run() -> tuple[Stream, list[int]]:
+    async def run() -> tuple[Stream, dict[int, list[int]]]:
         async with client.session() as http:
             with stopped(decode):
-                before = memory.snapshot()
+                files = memory_files(server.role("resident").pid)
                 asked = asyncio.create_task(client.stream(http, server.url, body))
-                changed = await asyncio.to_thread(wait_for_prefill, memory, before)
-                pages = [page for page in changed if memory.holds_floats(page)]
-                if overwrite:
-                    for page in pages:
-                        memory.floats(page)[:] *= -1
+                written = await asyncio.to_thread(wait_for_prefill, files)
+                pages = dict(zip([file.inode for file in files], written, strict=True))
+                for file in files if overwrite else ():
+                    for page in pages[file.inode]:
+                        file.negate(page)
             return await asked, pages
 
     result, pages = asyncio.run(run())
-    assert pages, "prefill wrote nothing into the shared memory"
-    print(f"{len(pages)} pages of KV written by prefill")
+    print(f"{sum(map(len, pages.values()))} pages of KV written by prefill")
     return result.last["output_ids"], pages
 
 
-def require_same_frames(server: Server, pages: list[int]) -> None:
-    """Prefill and decode have these pages of the file in the same physical frames."""
-    kv = largest(server.role("decode").pid)
-    found = {
-        role: frames(
-            next(m for m in mappings(server.role(role).pid) if m.inode == kv.inode),
-            pages,
-        )
-        for role in ("prefill", "decode")
-    }
-    told = [
-        pair
-        for pair in zip(found["prefill"], found["decode"], strict=True)
-        if all(pair)
-    ]
-    print(f"{len(told)} of {len(pages)} frames visible in both page tables")
-    assert all(ours == theirs for ours, theirs in told)
+def require_same_frames(server: Server, pages: dict[int, list[int]]) -> None:
+    """Prefill and decode have these pages of the files in the same physical frames."""
+    found: dict[str, list[int]] = {"prefill": [], "decode": []}
+    for role, told in found.items():
+        by_inode = {one.inode: one for one in mappings(server.role(role).pid)}
+        for inode, numbers in pages.items():
+            if numbers:
+                told += frames(by_inode[inode], numbers)
+    both = [pair for pair in zip(*found.values(), strict=True) if all(pair)]
+    print(f"{len(both)} of {len(found['decode'])} frames visible in both page tables")
+    assert all(ours == theirs for ours, theirs in both)
 
 
 @pytest.mark.parametrize("role", ["prefill", "resident"])
