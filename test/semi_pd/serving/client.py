@@ -16,7 +16,7 @@ Body = dict[str, Any]
 Answer = Any
 T = TypeVar("T")
 
-_LIMITS = aiohttp.ClientTimeout(total=600, sock_read=180)
+_LIMITS = aiohttp.ClientTimeout(total=600, sock_read=120)
 
 
 class RequestFailedError(AssertionError):
