@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 HANDOVERS_REMEMBERED = 10_000
 
+DECODE_RESERVE_PAGES = 4096
+LARGEST_RESERVE_SHARE = 16
+"""Free pages only decode may take: 4096, but at most a sixteenth of the pool."""
+
 _BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
 
 MIN_LEASE_PAGES = 32
@@ -59,6 +63,14 @@ class AdoptionQueue(DecodePreallocQueue):
         else:
             adopt(req, self.scheduler.take_handover(req.rid))
             self.adopted.append(req)
+
+    @property
+    def tokens_to_resume(self) -> int:
+        """Tokens that must be free for the first retracted request to run again."""
+        if not self.retracted_queue:
+            return 0
+        running = self._active_reserved_tokens()
+        return running + self._prealloc_required_tokens(self.retracted_queue[0])[0]
 
     def pop_adopted(self) -> list[Req]:
         """Requests that may join the batch: none while retracted ones wait."""
@@ -139,9 +151,18 @@ class DecodeScheduler(WorkerScheduler):
             p50, p99 = np.percentile(self._handover_ms, (50, 99))
             logger.info("Handovers took %.2f ms (P50), %.2f ms (P99)", p50, p99)
 
+    def init_running_status(self) -> None:
+        super().init_running_status()
+        # Prefill may not take the last pages: decode would have to put requests aside.
+        pages = self.memory.table.layout.num_pages
+        reserve = min(DECODE_RESERVE_PAGES, pages // LARGEST_RESERVE_SHARE)
+        self.memory.table.set_reserve(self.memory.manifest.slot, reserve)
+
     def process_decode_queue(self) -> None:
         queue = self.disagg_decode_prealloc_queue
+        allocator = self.token_to_kv_pool_allocator
         steps_ahead = 2 * (self.running_batch.batch_size() + len(self.waiting_queue))
-        self.token_to_kv_pool_allocator.demand_pages = steps_ahead + MIN_LEASE_PAGES
+        to_resume = queue.tokens_to_resume // allocator.page_size
+        allocator.demand_pages = steps_ahead + to_resume + MIN_LEASE_PAGES
         self.waiting_queue.extend(queue.resume_retracted_reqs())
         self.waiting_queue.extend(queue.pop_adopted())

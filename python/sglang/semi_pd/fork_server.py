@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, popen_forkserver, popen_spawn_posix, spawn
@@ -52,7 +53,14 @@ class _Spawn(popen_spawn_posix.Popen):  # type: ignore[misc]
             super()._launch(process_obj)  # type: ignore[misc]
 
 
-class ForkedProcess(ForkServerProcess):
+class _Child(BaseProcess):
+    def run(self) -> None:
+        # Ctrl-C reaches the whole process group; the main process ends the others.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        super().run()
+
+
+class ForkedProcess(_Child, ForkServerProcess):
     """A child of the fork server that does not run the user's main module again.
 
     A script without ``if __name__ == "__main__"`` may use the coordinator: our
@@ -64,7 +72,7 @@ class ForkedProcess(ForkServerProcess):
         return _Fork(process_obj)
 
 
-class FreshProcess(SpawnProcess):
+class FreshProcess(_Child, SpawnProcess):
     """As ``ForkedProcess``, but a new interpreter."""
 
     @staticmethod

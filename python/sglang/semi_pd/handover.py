@@ -14,7 +14,7 @@ import torch
 import zmq
 from sglang.semi_pd.id_pool import Ids
 from sglang.semi_pd.leased_allocator import pages_of
-from sglang.semi_pd.messages import Handover
+from sglang.semi_pd.messages import Handover, PrefillTimes
 from sglang.semi_pd.utils import InstanceRole
 from sglang.srt.managers.io_struct import AbortReq, sock_send
 from sglang.srt.managers.schedule_batch import Req, ReqKvInfo, ReqLogprob
@@ -72,6 +72,10 @@ class HandoverSender:
                 output_ids=list(req.output_ids),
                 cached_tokens=req.cached_tokens,
                 logprob=_portable(req.logprob) if req.return_logprob else None,
+                times=PrefillTimes(
+                    req.time_stats.forward_entry_time,
+                    req.time_stats.prefill_finished_time,
+                ),
                 handed_over_at=time.monotonic(),
             ),
         )
@@ -109,6 +113,8 @@ def adopt(req: Req, handover: Handover) -> None:
     req.cached_tokens_device = handover.cached_tokens
     if handover.logprob is not None:
         req.logprob = handover.logprob
+    req.time_stats.forward_entry_time = handover.times.forward_entry_time
+    req.time_stats.prefill_finished_time = handover.times.prefill_finished_time
     req.time_stats.set_wait_queue_entry_time()
 
 

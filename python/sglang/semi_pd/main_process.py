@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sglang.semi_pd import fork_server
+from sglang.semi_pd import fork_server, run_directory
 from sglang.semi_pd.hooks import require_applied
 from sglang.semi_pd.utils import InstanceRole
 
@@ -70,6 +70,7 @@ class MainProcessHooks:
 
         coordinator = self.coordinator or SemiPDCoordinator(server_args)
         self.coordinator = coordinator
+        run_directory.adopt_sockets(coordinator.run_directory, port_args)
         self._extend_http_server(coordinator)
         group = coordinator.start_processes(port_args)
         processes = [worker.process for worker in group.workers]

@@ -18,6 +18,14 @@ class TakeCores:
     cores: frozenset[int]
 
 
+@dataclass(frozen=True, slots=True)
+class PrefillTimes:
+    """When the prompt was computed: ``time.perf_counter()``, one clock for the host."""
+
+    forward_entry_time: float
+    prefill_finished_time: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handover:
     """A running request changes hands; its KV stays where it is.
@@ -40,5 +48,6 @@ class Handover:
     output_ids: list[int]
     cached_tokens: int
     logprob: ReqLogprob | None
+    times: PrefillTimes
     handed_over_at: float
     """``time.monotonic()`` of the sender, to measure how long a handover takes."""

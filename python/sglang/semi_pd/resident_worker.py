@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+END_SIGNALS = {signal.SIGTERM}
+
 SUPPORTED_POOLS = (MHATokenToKVPool, MLATokenToKVPool)
 """KV caches whose every buffer is created where the hooks look."""
 
@@ -88,10 +90,12 @@ class Resident:
 
 def serve(spec: WorkerSpec, ready: Connection) -> None:
     """Body of the resident process; returns when it is told to end."""
+    # Before any thread exists: they inherit it, and a signal must wait for sigwait.
+    signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     resident = Resident(spec)
     ResidentServer(spec.resident_socket, resident.answer).start()
     ready.send(resident.init_info())
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    signal.sigwait(END_SIGNALS)
 
 
 def _describe(runner: ModelRunner, builder: ArenaBuilder, supply: SupplyNew) -> Any:

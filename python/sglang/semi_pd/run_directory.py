@@ -7,13 +7,18 @@ swept by the next start, so a killed server leaves nothing to clean up by hand.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import stat
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sglang.semi_pd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import PortArgs
 
 _PREFIX = "run-"
 
@@ -61,6 +66,15 @@ def start_time(pid: int) -> int:
     except OSError:
         raise ProcessLookupError(pid) from None
     return int(line.rpartition(")")[2].split()[19])
+
+
+def adopt_sockets(directory: Path, port_args: PortArgs) -> None:
+    """Move the sockets that SGLang would make in ``/tmp`` into ``directory``."""
+    for field in dataclasses.fields(port_args):
+        address = getattr(port_args, field.name)
+        if isinstance(address, str) and address.startswith("ipc://"):
+            Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
+            setattr(port_args, field.name, f"ipc://{directory}/{field.name}")
 
 
 def _require_private(directory: Path) -> None:

@@ -55,7 +55,7 @@ class SemiPDCoordinator:
             SMAllocation(self.config.prefill_percent, self.config.decode_percent),
             allow_overlap=self.config.overlap_allowed,
         )
-        self._run_directory = run_directory.create()
+        self.run_directory = run_directory.create()
         self._partition: SMPartition = NoPartition()
         self._group: WorkerGroup | None = None
         self._table: BlockTable | None = None
@@ -95,9 +95,9 @@ class SemiPDCoordinator:
         """Start resident, prefill and decode of every rank."""
         args = self.server_args
         self._partition = start_partition(
-            self.config.partition_backend, args.device, self._run_directory
+            self.config.partition_backend, args.device, self.run_directory
         )
-        self._group = WorkerGroup(args, port_args, self._run_directory, self._partition)
+        self._group = WorkerGroup(args, port_args, self.run_directory, self._partition)
         self._group.start(self.rotation.current_allocation)
         return self._group
 
@@ -131,19 +131,19 @@ class SemiPDCoordinator:
             self.detokenizer = None
         self._partition.stop()
         self._partition = NoPartition()
-        shutil.rmtree(self._run_directory, ignore_errors=True)
+        shutil.rmtree(self.run_directory, ignore_errors=True)
 
     @property
     def load_snapshot_path(self) -> str:
         """The file in which decode tells the main process its load."""
-        return load_snapshot_path(self._run_directory, InstanceRole.DECODE)
+        return load_snapshot_path(self.run_directory, InstanceRole.DECODE)
 
     @property
     def decode_address(self) -> str:
         """Where the decode worker listens for the main process."""
         assert self._group is not None, "start_processes comes first"
         name = f"{InstanceRole.DECODE.value}-{self._group.generation}"
-        return input_address(self._run_directory, name)
+        return input_address(self.run_directory, name)
 
     def request_sm_reallocation(self, allocation: SMAllocation) -> bool:
         """Move the split while serving; False leaves the old one in force.
@@ -162,7 +162,10 @@ class SemiPDCoordinator:
             "is_running": self._is_running,
             "components": self._components(),
             "partition_backend": self._partition.name,
-            "process_rotation_status": self.rotation.get_status(),
+            "process_rotation_status": {
+                **self.rotation.get_status(),
+                "generation": self._group.generation if self._group else 0,
+            },
             "unified_memory_status": {"memory_usage": usage},
         }
 

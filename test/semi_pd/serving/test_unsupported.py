@@ -32,14 +32,6 @@ UNSUPPORTED: dict[str, tuple[str, Body]] = {
             "sampling_params": {"max_new_tokens": 1},
         },
     ),
-    "image": (
-        "/generate",
-        {
-            "text": "a",
-            "image_data": "data:image/png;base64,iVBORw0KGgo=",
-            "sampling_params": {"max_new_tokens": 1},
-        },
-    ),
     "embeddings": ("/v1/embeddings", {"model": "tiny", "input": "a"}),
     "encode": ("/encode", {"text": "a"}),
     "classify": ("/classify", {"text": "a"}),
