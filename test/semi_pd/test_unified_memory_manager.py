@@ -326,3 +326,13 @@ def test_close_gives_everything_back():
     manager.close()
     del manager  # and with it the last views, which keep their mappings alive
     assert len(os.listdir("/proc/self/fd")) == fds
+
+
+@pytest.mark.parametrize(
+    ("asked", "pages"), [(1, 1), (1 << 21, 1), ((1 << 21) + 1, 2), (1 << 30, 512)]
+)
+def test_gpu_memory_is_allocated_in_whole_pages(asked, pages):
+    pytest.importorskip("cuda.bindings.runtime")
+    from sglang.semi_pd.cuda_ipc import PAGE_BYTES, allocation_bytes
+
+    assert allocation_bytes(asked) == pages * PAGE_BYTES
