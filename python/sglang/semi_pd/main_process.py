@@ -51,6 +51,8 @@ class MainProcessHooks:
             f"{_MANAGER}._dispatch_to_scheduler": self.dispatch,
             _LOAD_PATH: self.load_snapshot_path,
             f"{_MANAGER}._async_dispatch_to_scheduler": self.dispatch_async,
+            f"{_MANAGER}._handle_batch_output": self.handle_output,
+            f"{_MANAGER}._handle_abort_req": self.handle_abort,
             f"{_MANAGER}.sigterm_watchdog": self.drain,
         }
 
@@ -131,6 +133,7 @@ class MainProcessHooks:
         if self.coordinator is None:
             original(manager, message)
         else:
+            self.coordinator.slo.clients.sent(manager, message)
             manager.semi_pd_router.send(manager, message)
 
     async def dispatch_async(
@@ -140,7 +143,26 @@ class MainProcessHooks:
         if self.coordinator is None:
             await original(manager, message)
         else:
+            self.coordinator.slo.clients.sent(manager, message)
             await manager.semi_pd_router.send_async(manager, message)
+
+    async def handle_output(
+        self, original: Original, manager: Any, output: Any
+    ) -> None:
+        """Note first tokens and ends, as the clients see them."""
+        if self.coordinator is None:
+            await original(manager, output)
+            return
+        clients = self.coordinator.slo.clients
+        states = clients.states(manager, output)
+        await original(manager, output)
+        clients.received(output, states)
+
+    def handle_abort(self, original: Original, manager: Any, abort: Any) -> None:
+        """Note a request that was dropped while it waited."""
+        original(manager, abort)
+        if self.coordinator is not None:
+            self.coordinator.slo.clients.aborted(abort.rid)
 
     async def drain(self, original: Original, manager: Any) -> None:
         """SIGTERM: let running requests finish, then end as Ctrl-C does.

@@ -26,7 +26,7 @@ from sglang.semi_pd.resident_channel import (
     ResidentServer,
 )
 from sglang.semi_pd.shared_pools import SupplyNew
-from sglang.semi_pd.upstream_hooks import install_pool_memory
+from sglang.semi_pd.upstream_hooks import install_resident
 from sglang.srt.distributed.parallel_state_wrapper import ParallelState
 from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
@@ -51,9 +51,9 @@ class Resident:
     def __init__(self, spec: WorkerSpec) -> None:
         self._started = time.monotonic()
         publish(spec.server_args, role="weight_cache_daemon")
-        builder = ArenaBuilder(torch.device(_device_name(spec)))
+        builder = ArenaBuilder(torch.device(spec.device))
         supply = SupplyNew(builder)
-        install_pool_memory(supply)
+        install_resident(supply, spec.pool_bytes)
         worker = TpModelWorker(
             spec.server_args,
             spec.gpu_id,
@@ -138,11 +138,6 @@ def _parallel_state(spec: WorkerSpec) -> ParallelState:
         dcp_size=args.dcp_size,
         gpu_id=spec.gpu_id,
     )
-
-
-def _device_name(spec: WorkerSpec) -> str:
-    device = spec.server_args.device
-    return f"{device}:{spec.gpu_id}" if device == "cuda" else device
 
 
 def _require_supported(pool: object) -> None:

@@ -20,11 +20,13 @@ from sglang.semi_pd.cpu_share import CoreSplit
 from sglang.semi_pd.errors import SemiPDError
 from sglang.semi_pd.fixed_split import FixedSplit
 from sglang.semi_pd.http_thread import ServerThread
+from sglang.semi_pd.metrics_aggregator import MetricsAggregator
 from sglang.semi_pd.process_rotation_manager import (
     ProcessRotationManager,
     SplitMechanism,
 )
 from sglang.semi_pd.resident_channel import AttachRequest, attach
+from sglang.semi_pd.slo_service import SLOService
 from sglang.semi_pd.sm_allocation import SMAllocation
 from sglang.semi_pd.sm_partition import NoPartition, SMPartition, start_partition
 from sglang.semi_pd.utils import InstanceRole
@@ -56,6 +58,9 @@ class SemiPDCoordinator:
             allow_overlap=self.config.overlap_allowed,
         )
         self.run_directory = run_directory.create()
+        self.slo = SLOService(
+            self.config, self.rotation, split_can_move=self.server_args.device == "cpu"
+        )
         self._partition: SMPartition = NoPartition()
         self._group: WorkerGroup | None = None
         self._table: BlockTable | None = None
@@ -117,11 +122,13 @@ class SemiPDCoordinator:
             raise
         self._table = self._attach_table()
         self._is_running = True
+        self.slo.start()
         return said
 
     def end_processes(self) -> None:
         """End every process and remove what the instance kept on disk."""
         self._is_running = False
+        self.slo.stop()
         if self._group is not None:
             self._group.stop()
             self._group = None
@@ -145,6 +152,11 @@ class SemiPDCoordinator:
         name = f"{InstanceRole.DECODE.value}-{self._group.generation}"
         return input_address(self.run_directory, name)
 
+    @property
+    def metrics_aggregator(self) -> MetricsAggregator:
+        """What clients see and what the workers report, in one view."""
+        return self.slo.aggregator
+
     def request_sm_reallocation(self, allocation: SMAllocation) -> bool:
         """Move the split while serving; False leaves the old one in force.
 
@@ -167,6 +179,8 @@ class SemiPDCoordinator:
                 "generation": self._group.generation if self._group else 0,
             },
             "unified_memory_status": {"memory_usage": usage},
+            "slo_controller_status": self.slo.get_status(),
+            "metrics": self.metrics_aggregator.get_aggregated_metrics(),
         }
 
     def get_unified_memory_usage(self) -> dict[str, Any] | None:

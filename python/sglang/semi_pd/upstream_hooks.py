@@ -60,6 +60,15 @@ def install_pool_memory(supply: Supply) -> None:
     )
 
 
+def install_resident(supply: Supply, pool_bytes: int | None) -> None:
+    """Resident: KV buffers in shared memory, of the size the user asked for, if any."""
+    install_pool_memory(supply)
+    _apply(
+        HookType.AROUND,
+        {f"{_CONFIGURATOR}._profile_available_bytes": _at_most(pool_bytes)},
+    )
+
+
 def install_worker(
     memory: ResidentMemory, scheduler_class: type[WorkerScheduler]
 ) -> None:
@@ -95,6 +104,14 @@ def _apply(kind: HookType, hooks: dict[str, Any]) -> None:
         HookRegistry.register(target, hook, kind)
     HookRegistry.apply_hooks()
     require_applied(hooks)
+
+
+def _at_most(pool_bytes: int | None) -> Hook:
+    def available(original: Hook, configurator: Any, pre_model_load_memory: int) -> int:
+        profiled = int(original(configurator, pre_model_load_memory))
+        return profiled if pool_bytes is None else min(profiled, pool_bytes)
+
+    return available
 
 
 def _loader(memory: ResidentMemory) -> Hook:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd import fork_server, worker_process
-from sglang.semi_pd.config import for_role
+from sglang.semi_pd.config import SemiPDConfig, for_role
 from sglang.semi_pd.cpu_share import cores_for
 from sglang.semi_pd.errors import WorkerStartError
 from sglang.semi_pd.utils import InstanceRole
@@ -133,6 +133,8 @@ class WorkerGroup:
                 **os.environ,
                 **self._partition.environment(role, allocation),
             },
+            percentage=allocation.percentage_of(role) if role.is_worker else 100,
+            pool_bytes=SemiPDConfig.from_server_args(args).pool_bytes,
             cores=cores_for(role, allocation) if args.device == "cpu" else frozenset(),
         )
 

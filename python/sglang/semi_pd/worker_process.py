@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from multiprocessing.connection import Connection
@@ -11,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import setproctitle
 import torch
+from sglang.semi_pd import numerics_gate
 from sglang.semi_pd.cpu_share import take_cores
+from sglang.semi_pd.errors import SemiPDError
 from sglang.semi_pd.utils import InstanceRole
 
 if TYPE_CHECKING:
     from sglang.semi_pd.worker_scheduler import WorkerScheduler
     from sglang.semi_pd.worker_spec import WorkerSpec
-
-logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 
@@ -31,10 +30,12 @@ def run(spec: WorkerSpec, ready: Connection) -> None:
     # First: it finds its place through the environment that the process began with.
     setproctitle.setproctitle(spec.title)
     _take_environment(spec)
-    if spec.role is InstanceRole.RESIDENT:
-        _run_resident(spec, ready)
-    else:
-        _run_scheduler(spec, ready)
+    body = _run_resident if spec.role is InstanceRole.RESIDENT else _run_scheduler
+    try:
+        body(spec, ready)
+    except SemiPDError as error:
+        print(f"{spec.title}: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_FAILED)
 
 
 def _run_resident(spec: WorkerSpec, ready: Connection) -> None:
@@ -43,11 +44,7 @@ def _run_resident(spec: WorkerSpec, ready: Connection) -> None:
 
     kill_itself_when_parent_died()
     configure_logger(spec.server_args, prefix=" R")
-    try:
-        serve(spec, ready)
-    except Exception:  # noqa: BLE001 - the process's only catch; it reports and ends
-        logger.exception("The resident failed")
-        sys.exit(EXIT_FAILED)
+    serve(spec, ready)
 
 
 def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
@@ -56,12 +53,14 @@ def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
     from sglang.srt.managers import scheduler as upstream
 
     scheduler_class = _scheduler_class(spec.role)
-    device = spec.server_args.device
+    device = torch.device(spec.device)
+    if device.type == "cuda":
+        numerics_gate.check(device, spec.percentage)
     memory = ResidentMemory.attach(
         spec.resident_socket,
         role=spec.role,
         generation=spec.generation,
-        device=torch.device(f"cuda:{spec.gpu_id}" if device == "cuda" else device),
+        device=device,
     )
     scheduler_class.spec, scheduler_class.memory = spec, memory
     install_worker(memory, scheduler_class)

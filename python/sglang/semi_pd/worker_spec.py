@@ -23,6 +23,8 @@ class WorkerSpec:
         port_args: the addresses of this worker.
         environment: the whole environment the process is to have.
         cores: CPU cores it may use; empty means all of them.
+        percentage: its share of the SMs.
+        pool_bytes: size of the KV cache, None where the model decides.
     """
 
     role: InstanceRole
@@ -35,12 +37,20 @@ class WorkerSpec:
     run_directory: Path
     environment: dict[str, str]
     cores: frozenset[int]
+    percentage: int
+    pool_bytes: int | None
 
     @property
     def title(self) -> str:
         """Process title, found by SGLang's own tools through its ``sglang::``."""
         rank = f"_TP{self.tp_rank}" if self.server_args.tp_size > 1 else ""
         return f"sglang::semi_pd_{self.role.value}{rank}"
+
+    @property
+    def device(self) -> str:
+        """The device of this rank, as torch names it."""
+        device = self.server_args.device
+        return f"{device}:{self.gpu_id}" if device == "cuda" else device
 
     @property
     def resident_socket(self) -> Path:

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TTFT and TPOT as clients see them, taken where SGLang's main process sees them.
+
+A request counts from the moment it reached the server, so that its TTFT includes
+tokenising and queueing. Lives in the main process, on its event loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sglang.semi_pd.metrics_collector import SemiPDMetricsCollector
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+_HEALTH_CHECK = "HEALTH_CHECK"
+
+
+class ClientMetrics:
+    """Feeds a collector from what passes through SGLang's TokenizerManager."""
+
+    def __init__(self, collector: SemiPDMetricsCollector) -> None:
+        self._collector = collector
+        self._generating: set[str] = set()
+
+    def sent(self, manager: TokenizerManager, message: Any) -> None:
+        """A message went to the workers; note the requests in it."""
+        for request in message if hasattr(message, "__iter__") else [message]:
+            self._arrived(manager, request)
+
+    def states(self, manager: TokenizerManager, output: Any) -> list[Any]:
+        """The state of each request in an output; SGLang forgets those that end."""
+        return [manager.rid_to_state.get(rid) for rid in output.rids]
+
+    def received(self, output: Any, states: list[Any]) -> None:
+        """SGLang has dealt with an output; note first tokens and ends."""
+        for rid, state, worker in zip(
+            output.rids, states, output.time_stats, strict=True
+        ):
+            if state is None:
+                continue
+            if rid not in self._generating:
+                self._generating.add(rid)
+                first = _first_token_time(state, worker)
+                self._collector.record_first_token(rid, now=first)
+            if state.finished:
+                self._generating.discard(rid)
+                self._collector.record_request_completion(
+                    rid, len(state.output_ids), now=state.time_stats.finished_time
+                )
+
+    def aborted(self, rid: str) -> None:
+        """A request was dropped while it waited."""
+        self._generating.discard(rid)
+        self._collector.record_abort(rid)
+
+    def _arrived(self, manager: TokenizerManager, request: Any) -> None:
+        input_ids = getattr(request, "input_ids", None)
+        if input_ids is None or request.rid.startswith(_HEALTH_CHECK):
+            return
+        state = manager.rid_to_state.get(request.rid)
+        created = state.time_stats.created_time if state is not None else None
+        self._collector.record_request_arrival(
+            request.rid, len(input_ids), now=created or None
+        )
+
+
+def _first_token_time(state: Any, worker: Any) -> float:
+    """When the client had the first token, or would have had it, had it streamed."""
+    if not state.obj.stream and worker is not None and worker.prefill_finished_time:
+        return float(worker.prefill_finished_time)
+    return float(state.time_stats.first_token_time)
