@@ -15,7 +15,6 @@ from cuda.bindings import runtime as cudart
 from sglang.semi_pd.errors import SemiPDError
 from sglang.semi_pd.memory_arena import ArenaHandle
 
-
 PAGE_BYTES = 2 << 20
 """Every allocation is a multiple of this. One that is not opens in another process with
 small pages: 6 ms a gigabyte, and matrix products read it at half the speed (decisions/
