@@ -115,6 +115,7 @@ def adopt(req: Req, handover: Handover) -> None:
         req.logprob = handover.logprob
     req.time_stats.forward_entry_time = handover.times.forward_entry_time
     req.time_stats.prefill_finished_time = handover.times.prefill_finished_time
+    req.time_stats.has_timing_data = True  # the main process wants it with the output
     req.time_stats.set_wait_queue_entry_time()
 
 
