@@ -16,9 +16,8 @@ from sglang.semi_pd.errors import SemiPDError
 from sglang.semi_pd.memory_arena import ArenaHandle
 
 PAGE_BYTES = 2 << 20
-"""Every allocation is a multiple of this. One that is not opens in another process with
-small pages: 6 ms a gigabyte, and matrix products read it at half the speed (decisions/
-0010)."""
+"""Every allocation is a multiple of this. One that is not takes another process 6 ms a
+gigabyte to open, and matrix products there read it at half the speed (decision 10)."""
 
 
 class CudaError(SemiPDError):
