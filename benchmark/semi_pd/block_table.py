@@ -24,10 +24,18 @@ sys.modules["sglang"] = ModuleType("sglang")  # SGLang itself takes 30 s to impo
 sys.modules["sglang"].__path__ = [str(PACKAGE)]
 
 from sglang.semi_pd.block_table import BlockTable  # noqa: E402
+from sglang.semi_pd.id_pool import Ids
 from sglang.semi_pd.utils import InstanceRole  # noqa: E402
 
 BATCHES = (1, 16, 256, 2048)
 WARM_UP = 200
+
+
+def must_take(table: BlockTable, batch: int) -> Ids:
+    """A batch of pages; there are always enough here."""
+    pages = table.take_pages(batch)
+    assert pages is not None, "the table is larger than all batches together"
+    return pages
 
 
 def timed_us(call: Callable[[], object], rounds: int) -> dict[str, float]:
@@ -52,7 +60,7 @@ def uncontended(table: BlockTable, batch: int, rounds: int) -> dict[str, object]
             held.append(pages)
 
     def take_and_give() -> None:
-        table.give_pages(table.take_pages(batch))
+        table.give_pages(must_take(table, batch))
 
     rounds = min(rounds, table.layout.num_pages // batch - WARM_UP)
     if rounds < WARM_UP:
@@ -78,7 +86,7 @@ def contended(table: BlockTable, batch: int, processes: int, calls: int) -> floa
             os.close(write_end)
             os.read(read_end, 1)  # returns when the parent closes its end
             for _ in range(calls // 2):
-                mine.give_pages(mine.take_pages(batch))
+                mine.give_pages(must_take(mine, batch))
             os._exit(0)
         pids.append(pid)
     started = time.perf_counter()

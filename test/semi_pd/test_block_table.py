@@ -306,7 +306,8 @@ def test_another_process_sees_and_changes_the_same_table(table, prefill):
         mine = BlockTable.attach(table.fd)
         assert mine.token == table.token
         mine.register_worker(InstanceRole.DECODE, 1)
-        assert mine.take_pages(3).tolist() == [3, 4, 5]
+        pages = mine.take_pages(3)
+        assert pages is not None and pages.tolist() == [3, 4, 5]
         mine.close()
 
     assert wait(fork(other)) == 0

@@ -52,7 +52,7 @@ def decision_on(
 def test_targets_are_positive(name: str, value: float) -> None:
     targets = {"ttft_target_ms": 100.0, "tpot_target_ms": 50.0, name: value}
     with pytest.raises(ValueError, match=name):
-        SLOConstraints(**targets)
+        SLOConstraints(targets["ttft_target_ms"], targets["tpot_target_ms"])
 
 
 @pytest.mark.parametrize(
