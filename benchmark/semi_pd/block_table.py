@@ -24,7 +24,7 @@ sys.modules["sglang"] = ModuleType("sglang")  # SGLang itself takes 30 s to impo
 sys.modules["sglang"].__path__ = [str(PACKAGE)]
 
 from sglang.semi_pd.block_table import BlockTable  # noqa: E402
-from sglang.semi_pd.id_pool import Ids
+from sglang.semi_pd.id_pool import Ids  # noqa: E402
 from sglang.semi_pd.utils import InstanceRole  # noqa: E402
 
 BATCHES = (1, 16, 256, 2048)
