@@ -205,6 +205,7 @@ def tokenizer_config() -> dict[str, object]:
         "bos_token": BOS,
         "eos_token": EOS,
         "pad_token": PAD,
+        "unk_token": PAD,  # or Qwen2's class adds one, beyond the vocabulary
         "model_max_length": MAX_POSITIONS,
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Another dense family than the one all other tests use."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import client
+import pytest
+from client import Answer, Body
+from compare import mismatches
+from harness import COMMON_FLAGS, Server
+from workload import mixed_requests
+
+pytestmark = pytest.mark.server
+
+PROMPTS = 16
+
+
+def answers(model: Path, flags: list[str], bodies: list[Body]) -> list[Answer]:
+    """What a server of its own answers, one request at a time."""
+    server = Server(name="qwen2", model=model, flags=[*COMMON_FLAGS, *flags])
+    with ExitStack() as stack:
+        stack.callback(server.clean)
+        server.start().wait_ready()
+        found = client.stream_all(server.url, bodies, limit=1)
+        server.stop()
+    return found
+
+
+def test_qwen2(tiny_qwen2: Path, second_flags: list[str]) -> None:
+    """Biases in the projections of attention: the same tokens as plain SGLang's."""
+    bodies = mixed_requests(PROMPTS, seed=6)
+    expected = answers(tiny_qwen2, [], bodies)
+    got = answers(tiny_qwen2, second_flags, bodies)
+    assert any(one["output_ids"] for one in expected)
+    found = mismatches(bodies, expected, got)
+    assert not found, "\n".join(map(str, found))
