@@ -53,6 +53,8 @@ class CoreSplit:
         pids: the processes of a role.
     """
 
+    can_move = True
+
     def __init__(
         self,
         send: Callable[[InstanceRole, TakeCores], None],

@@ -10,6 +10,8 @@ from sglang.semi_pd.sm_allocation import SMAllocation
 class FixedSplit:
     """What the GPU has in this version: shares are taken when the workers start."""
 
+    can_move = False
+
     def apply(self, allocation: SMAllocation) -> None:
         """Refuse every move.
 

@@ -66,15 +66,16 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
         self.lease(self.demand_pages)
         return len(self._leased_host) * self.page_size
 
-    def lease(self, pages: int) -> None:
-        """Have at least ``pages`` leased, or as many as there are."""
+    def lease(self, pages: int) -> bool:
+        """Have ``pages`` leased, or as many as there are; whether all are."""
         self._publish_retired()
         missing = pages - len(self._leased_host)
         if missing <= 0:
-            return
+            return True
         taken = self._table.take_up_to(missing + LEASE_PAGES, 0)
         if taken is not None and len(taken):
             self._set_lease(np.concatenate((self._leased_host, taken)))
+        return len(self._leased_host) >= pages
 
     def return_unused(self, keep_pages: int = 0) -> None:
         """Hand back leased pages beyond ``keep_pages``: the other may need them."""
@@ -116,8 +117,7 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
                 page_size=self.page_size,
                 prefix_lens=prefix_lens_cpu,
             )
-        self.lease(num_new_pages)
-        if num_new_pages > len(self._leased_host):
+        if not self.lease(num_new_pages):
             return None
         return self._from_lease(
             super().alloc_extend(
@@ -135,8 +135,7 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
         pages = get_num_new_pages(
             seq_lens=seq_lens_cpu, page_size=self.page_size, decode=True
         )
-        self.lease(pages)
-        if pages > len(self._leased_host):
+        if not self.lease(pages):
             return None
         return self._from_lease(super().alloc_decode(seq_lens, seq_lens_cpu, last_loc))
 

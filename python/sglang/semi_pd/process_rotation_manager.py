@@ -16,7 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 class SplitMechanism(Protocol):
-    """What can bring a split into force without losing a request."""
+    """What can bring a split into force without losing a request.
+
+    Attributes:
+        can_move: whether it ever does; False where the split is fixed at the start.
+    """
+
+    can_move: bool
 
     def apply(self, allocation: SMAllocation) -> None:
         """Return when both workers run with ``allocation``.
@@ -46,6 +52,11 @@ class ProcessRotationManager:
     def current_allocation(self) -> SMAllocation:
         """The split in force."""
         return self._current
+
+    @property
+    def can_move(self) -> bool:
+        """Whether the split can be moved while serving."""
+        return self._mechanism.can_move
 
     def request_sm_reallocation(self, allocation: SMAllocation) -> bool:
         """Bring a split into force; False leaves the old one serving, see the log.

@@ -58,9 +58,7 @@ class SemiPDCoordinator:
             allow_overlap=self.config.overlap_allowed,
         )
         self.run_directory = run_directory.create()
-        self.slo = SLOService(
-            self.config, self.rotation, split_can_move=self.server_args.device == "cpu"
-        )
+        self.slo = SLOService(self.config, self.rotation)
         self._partition: SMPartition = NoPartition()
         self._group: WorkerGroup | None = None
         self._table: BlockTable | None = None

@@ -23,18 +23,10 @@ if TYPE_CHECKING:
 class SLOService:
     """Collects what clients see; moves the split where the configuration asks for it.
 
-    Args:
-        split_can_move: whether the split can be moved at run time; where it cannot,
-            the controller only advises.
+    Where the split cannot move, the controller only advises.
     """
 
-    def __init__(
-        self,
-        config: SemiPDConfig,
-        rotation: ProcessRotationManager,
-        *,
-        split_can_move: bool,
-    ) -> None:
+    def __init__(self, config: SemiPDConfig, rotation: ProcessRotationManager) -> None:
         collector = SemiPDMetricsCollector(window_size_seconds=config.slo_window_s)
         self.clients = ClientMetrics(collector)
         self.aggregator = MetricsAggregator(collector)
@@ -44,7 +36,7 @@ class SLOService:
             collector,
             rotation,
             limits=ControlLimits(
-                mode=ControlMode.FOLLOW if split_can_move else ControlMode.ADVISE,
+                mode=ControlMode.FOLLOW if rotation.can_move else ControlMode.ADVISE,
                 allow_overlap=config.overlap_allowed,
             ),
             monitoring_interval_s=config.slo_monitoring_interval_s,
