@@ -12,8 +12,8 @@ A ``.pth`` file imports this module at every interpreter start, so it needs only
     that its ``class ServerArgs(ServerArgs)`` is the one which upstream's own
     functions, ``pickle`` and every importer see.
 ``sglang``
-    is upstream's package; before its first import in a process that launches a
-    server with Semi-PD flags, ``sglang.semi_pd.preflight`` checks the command line.
+    is upstream's package; before its first import in a process that launches a server
+    with Semi-PD flags, ``sglang.semi_pd.launch.preflight`` checks the command line.
 
 Where a wheel was only unzipped, ``.pth`` files are not read. Put the folder on
 ``PYTHONPATH`` and this line into a ``sitecustomize.py`` there::
@@ -71,7 +71,7 @@ def run_preflight(arguments):
     sys.modules["sglang"] = stand_in = ModuleType("sglang")
     stand_in.__path__ = [_HERE + "/sglang"]
     try:
-        import_module("sglang.semi_pd.preflight").main(arguments)
+        import_module("sglang.semi_pd.launch.preflight").main(arguments)
     finally:
         del sys.modules["sglang"]
 

@@ -4,9 +4,9 @@
 Importing any ``sglang.x`` first runs ``sglang/__init__.py``, which imports torch and
 takes tens of seconds. The command needs only files of ``sglang/semi_pd`` that use
 neither. So, in this process alone, the name ``sglang`` is given to an empty module
-whose path leads to that folder: ``sglang.semi_pd.slo_policy`` and its peers then import
-under their usual names while SGLang itself never runs. Finding the folder does not run
-it either, for ``find_spec`` of a top-level name only looks.
+whose path leads to that folder: ``sglang.semi_pd.slo_algorithm`` and its peers then
+import under their usual names while SGLang itself never runs. Finding the folder does
+not run it either, for ``find_spec`` of a top-level name only looks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def use_light_namespace() -> None:
     if "sglang" in sys.modules:
         return
     for folder in _sglang_folders():
-        if (folder / "semi_pd" / "command_line.py").is_file():
+        if (folder / "semi_pd" / "cli" / "command_line.py").is_file():
             light = ModuleType("sglang", "Stands in for SGLang in the semi-pd command.")
             light.__path__ = [str(folder)]
             sys.modules["sglang"] = light
@@ -46,7 +46,7 @@ def use_light_namespace() -> None:
 def main() -> int:
     """Run the command and return its exit status."""
     use_light_namespace()
-    command_line = importlib.import_module("sglang.semi_pd.command_line")
+    command_line = importlib.import_module("sglang.semi_pd.cli.command_line")
     return int(command_line.main())
 
 

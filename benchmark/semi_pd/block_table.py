@@ -23,8 +23,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "python" / "sglang"
 sys.modules["sglang"] = ModuleType("sglang")  # SGLang itself takes 30 s to import
 sys.modules["sglang"].__path__ = [str(PACKAGE)]
 
-from sglang.semi_pd.block_table import BlockTable  # noqa: E402
-from sglang.semi_pd.id_pool import Ids  # noqa: E402
+from sglang.semi_pd.memory.block_table import BlockTable  # noqa: E402
+from sglang.semi_pd.memory.id_pool import Ids  # noqa: E402
 from sglang.semi_pd.utils import InstanceRole  # noqa: E402
 
 BATCHES = (1, 16, 256, 2048)

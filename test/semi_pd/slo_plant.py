@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-from sglang.semi_pd.latency_model import LatencyModel, LatencyModelFitter
-from sglang.semi_pd.slo_policy import decide
+from sglang.semi_pd.control.latency_model import LatencyModel, LatencyModelFitter
+from sglang.semi_pd.control.slo_policy import decide
 from sglang.semi_pd.slo_types import (
     ControlLimits,
     ControlState,

@@ -8,8 +8,8 @@ import signal
 import time
 from collections.abc import Callable
 
-from sglang.semi_pd import id_pool
-from sglang.semi_pd.block_table import BlockTable
+from sglang.semi_pd.memory import id_pool
+from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.utils import InstanceRole
 
 SOAK = os.environ.get("SEMI_PD_SOAK") == "1"

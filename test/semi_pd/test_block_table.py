@@ -8,14 +8,14 @@ import time
 
 import numpy as np
 import pytest
-from sglang.semi_pd.block_table import (
+from sglang.semi_pd.memory.block_table import (
     BlockTable,
     FencedError,
     LayoutMismatchError,
 )
-from sglang.semi_pd.block_table_layout import Word
-from sglang.semi_pd.robust_mutex import REGION_BYTES, LockTimeoutError
-from sglang.semi_pd.shared_memory import SharedMemory
+from sglang.semi_pd.memory.block_table_layout import Word
+from sglang.semi_pd.memory.robust_mutex import REGION_BYTES, LockTimeoutError
+from sglang.semi_pd.memory.shared_memory import SharedMemory
 from sglang.semi_pd.utils import InstanceRole
 from table_processes import SOAK, assert_in_order, fork, wait, worker
 
@@ -293,7 +293,7 @@ def test_an_exception_inside_a_change_is_undone(prefill, monkeypatch):
         if name == "take.owned":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("sglang.semi_pd.id_pool._crash_point", interrupt)
+    monkeypatch.setattr("sglang.semi_pd.memory.id_pool._crash_point", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prefill.take_pages(4)
     assert prefill.usage().pages_free == PAGES

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from sglang.semi_pd.block_table import BlockTable
-from sglang.semi_pd.shared_memory import SharedMemory
+from sglang.semi_pd.memory.block_table import BlockTable
+from sglang.semi_pd.memory.shared_memory import SharedMemory
 from sglang.semi_pd.utils import InstanceRole
 from table_processes import (
     SOAK,

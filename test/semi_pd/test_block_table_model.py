@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from sglang.semi_pd.block_table import BlockTable
+from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.utils import InstanceRole
 from table_processes import SOAK, run_to_crash, worker
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sglang.semi_pd.decision_log import encode_line
+from sglang.semi_pd.control.decision_log import encode_line
 from slo_plant import snapshot_of
 from test_replay import record_of
 
@@ -40,8 +40,9 @@ def test_help_starts_in_under_a_second(command: tuple[str, ...]) -> None:
 def test_it_runs_neither_sglang_nor_torch() -> None:
     code = (
         "import sys, semi_pd_cli; semi_pd_cli.use_light_namespace()\n"
-        "import sglang.semi_pd.command_simulate, sglang.semi_pd.simulation\n"
-        "import sglang.semi_pd.replay, sglang.semi_pd.slo_algorithm\n"
+        "import sglang.semi_pd.cli.command_simulate\n"
+        "import sglang.semi_pd.simulation.simulation\n"
+        "import sglang.semi_pd.simulation.replay, sglang.semi_pd.slo_algorithm\n"
         "print([m for m in ('torch', 'zmq', 'sglang.srt', 'sglang.lang')"
         " if m in sys.modules])"
     )

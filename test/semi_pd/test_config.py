@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang.semi_pd import flag_rules, hooks, model_family, preflight
+from sglang.semi_pd import hooks
 from sglang.semi_pd.config import SemiPDConfig, for_role, resolve
 from sglang.semi_pd.errors import ConfigError, UpstreamMismatchError
+from sglang.semi_pd.launch import flag_rules, model_family, preflight
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sglang.semi_pd import flag_rules, preflight
+from sglang.semi_pd.launch import flag_rules, preflight
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GUIDES = ("semi_pd_guide.md", "semi_pd_guide_zh.md")

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from sglang.semi_pd.latency_model import (
+from sglang.semi_pd.control.latency_model import (
     LatencyModel,
     LatencyModelFitter,
     queue_aware_ttft_ms,

@@ -7,12 +7,12 @@ import json
 import math
 
 import pytest
-from sglang.semi_pd.decision_inputs import DecisionInputs
-from sglang.semi_pd.decision_log import DecisionRecord, decode_line, encode_line
+from sglang.semi_pd.control.decision_inputs import DecisionInputs
+from sglang.semi_pd.control.decision_log import DecisionRecord, decode_line, encode_line
+from sglang.semi_pd.control.latency_model import LatencyModel
+from sglang.semi_pd.control.slo_policy import decide_from
 from sglang.semi_pd.errors import ConfigError
-from sglang.semi_pd.latency_model import LatencyModel
-from sglang.semi_pd.replay import named_policy, replay, with_targets
-from sglang.semi_pd.slo_policy import decide_from
+from sglang.semi_pd.simulation.replay import named_policy, replay, with_targets
 from sglang.semi_pd.slo_types import (
     ControlLimits,
     ControlState,

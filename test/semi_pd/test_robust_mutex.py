@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from sglang.semi_pd.robust_mutex import (
+from sglang.semi_pd.memory.robust_mutex import (
     ALIGNMENT,
     REGION_BYTES,
     LockMisuseError,
@@ -18,7 +18,7 @@ from sglang.semi_pd.robust_mutex import (
     LockTimeoutError,
     RobustMutex,
 )
-from sglang.semi_pd.shared_memory import SharedMemory
+from sglang.semi_pd.memory.shared_memory import SharedMemory
 from table_processes import fork, kill, wait
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sglang.semi_pd.errors import ConfigError
-from sglang.semi_pd.simulation import simulate, simulate_controlled
-from sglang.semi_pd.simulator import InstanceSimulator
-from sglang.semi_pd.simulator_coefficients import SimulatorCoefficients
+from sglang.semi_pd.simulation.simulation import simulate, simulate_controlled
+from sglang.semi_pd.simulation.simulator import InstanceSimulator
+from sglang.semi_pd.simulation.simulator_coefficients import SimulatorCoefficients
+from sglang.semi_pd.simulation.trace import Trace
 from sglang.semi_pd.slo_types import SLOConstraints
 from sglang.semi_pd.sm_allocation import UNPARTITIONED, SMAllocation
-from sglang.semi_pd.trace import Trace
 
 SLO = SLOConstraints(ttft_target_ms=300.0, tpot_target_ms=20.0)
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sglang.semi_pd.decision_log import decode_line
+from sglang.semi_pd.control.decision_log import decode_line
 from sglang.semi_pd.metrics_collector import SemiPDMetricsCollector
 from sglang.semi_pd.slo_algorithm import (
     ControlLimits,

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sglang.semi_pd.latency_model import LatencyModel
-from sglang.semi_pd.slo_policy import decide
+from sglang.semi_pd.control.latency_model import LatencyModel
+from sglang.semi_pd.control.slo_policy import decide
 from sglang.semi_pd.slo_types import (
     ControlLimits,
     ControlMode,

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from sglang.semi_pd.block_table import LayoutMismatchError
-from sglang.semi_pd.shared_memory import SharedMemory
+from sglang.semi_pd.memory.block_table import LayoutMismatchError
+from sglang.semi_pd.memory.shared_memory import SharedMemory
 from sglang.semi_pd.unified_memory_manager import UnifiedMemoryManager
 from sglang.semi_pd.utils import InstanceRole
 from table_processes import SOAK, assert_in_order, fork, run_to_crash, wait
@@ -333,6 +333,6 @@ def test_close_gives_everything_back():
 )
 def test_gpu_memory_is_allocated_in_whole_pages(asked, pages):
     pytest.importorskip("cuda.bindings.runtime")
-    from sglang.semi_pd.cuda_ipc import PAGE_BYTES, allocation_bytes
+    from sglang.semi_pd.memory.cuda_ipc import PAGE_BYTES, allocation_bytes
 
     assert allocation_bytes(asked) == pages * PAGE_BYTES

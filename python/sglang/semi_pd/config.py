@@ -8,8 +8,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sglang.semi_pd import flag_rules, model_family
 from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.launch import flag_rules, model_family
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs

@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from sglang.semi_pd import flag_rules
 from sglang.semi_pd.errors import UpstreamMismatchError
-from sglang.semi_pd.refusal import exit_with_one_line
+from sglang.semi_pd.launch import flag_rules
+from sglang.semi_pd.launch.refusal import exit_with_one_line
 
 _registered: list[str] = []
 

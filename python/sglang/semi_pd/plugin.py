@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import multiprocessing
 
-from sglang.semi_pd import main_process
 from sglang.semi_pd.hooks import note_registered
+from sglang.semi_pd.server import main_process
 
 
 def register() -> None:

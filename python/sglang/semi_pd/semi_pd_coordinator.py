@@ -13,25 +13,29 @@ import shutil
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from sglang.semi_pd import fork_server, main_process, run_directory
-from sglang.semi_pd.block_table import BlockTable
 from sglang.semi_pd.config import SemiPDConfig, resolve
-from sglang.semi_pd.cpu_share import CoreSplit
 from sglang.semi_pd.errors import SemiPDError
-from sglang.semi_pd.fixed_split import FixedSplit
-from sglang.semi_pd.http_thread import ServerThread
+from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.metrics_aggregator import MetricsAggregator
+from sglang.semi_pd.partition.cpu_share import CoreSplit
+from sglang.semi_pd.partition.fixed_split import FixedSplit
+from sglang.semi_pd.partition.sm_partition import (
+    NoPartition,
+    SMPartition,
+    start_partition,
+)
 from sglang.semi_pd.process_rotation_manager import (
     ProcessRotationManager,
     SplitMechanism,
 )
-from sglang.semi_pd.resident_channel import AttachRequest, attach
-from sglang.semi_pd.slo_service import SLOService
+from sglang.semi_pd.resident.resident_channel import AttachRequest, attach
+from sglang.semi_pd.server import fork_server, main_process, run_directory
+from sglang.semi_pd.server.http_thread import ServerThread
+from sglang.semi_pd.server.slo_service import SLOService
+from sglang.semi_pd.server.worker_group import WorkerGroup, input_address
 from sglang.semi_pd.sm_allocation import SMAllocation
-from sglang.semi_pd.sm_partition import NoPartition, SMPartition, start_partition
 from sglang.semi_pd.utils import InstanceRole
-from sglang.semi_pd.worker_group import WorkerGroup, input_address
-from sglang.semi_pd.worker_spec import load_snapshot_path
+from sglang.semi_pd.workers.worker_spec import load_snapshot_path
 from typing_extensions import Self
 
 if TYPE_CHECKING:

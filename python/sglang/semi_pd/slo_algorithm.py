@@ -16,11 +16,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from sglang.semi_pd.decision_inputs import DECODE, PREFILL, DecisionInputs
-from sglang.semi_pd.decision_log import DecisionRecord, encode_line
-from sglang.semi_pd.latency_model import LatencyModel, LatencyModelFitter
+from sglang.semi_pd.control.decision_inputs import DECODE, PREFILL, DecisionInputs
+from sglang.semi_pd.control.decision_log import DecisionRecord, encode_line
+from sglang.semi_pd.control.latency_model import LatencyModel, LatencyModelFitter
+from sglang.semi_pd.control.slo_policy import decide_from
 from sglang.semi_pd.metrics_collector import SemiPDMetricsCollector
-from sglang.semi_pd.slo_policy import decide_from
 from sglang.semi_pd.slo_types import (
     ControlLimits,
     ControlMode,

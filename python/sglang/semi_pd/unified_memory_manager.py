@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sglang.semi_pd.block_table import BlockTable, LayoutMismatchError, WorkerLease
-from sglang.semi_pd.memory_arena import (
+from sglang.semi_pd.memory.block_table import (
+    BlockTable,
+    LayoutMismatchError,
+    WorkerLease,
+)
+from sglang.semi_pd.memory.memory_arena import (
     ArenaHandle,
     MemoryArena,
     attach_arena,
     create_arena,
 )
-from sglang.semi_pd.request_blocks import RequestBlocks
-from sglang.semi_pd.request_index import (
+from sglang.semi_pd.memory.request_blocks import RequestBlocks
+from sglang.semi_pd.memory.request_index import (
     ALL_LAYERS,
     MAX_REQUEST_ID_BYTES,
     RequestIndex,

@@ -191,7 +191,7 @@ class ServerArgs(ServerArgs):  # type: ignore[no-redef]
 
     @classmethod
     def from_cli_args(cls, args: argparse.Namespace) -> ServerArgs:
-        from sglang.semi_pd.refusal import exit_with_one_line
+        from sglang.semi_pd.launch.refusal import exit_with_one_line
 
         with exit_with_one_line():
             return super().from_cli_args(args)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``semi-pd simulate``: what would clients see under other splits, rates or SLOs?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.simulation.simulation import ControlledRun, SimulationReport
+    from sglang.semi_pd.simulation.trace import Trace
+
+_DEFAULT_SPLITS = ("100/100", "80/100", "80/20", "70/30", "60/40", "50/50")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the sub-command to the command's parser."""
+    parser = subparsers.add_parser(
+        "simulate",
+        help="predict latencies and SLO attainment of a trace under given splits",
+        description="Predict TTFT, TPOT and the worst gap between two tokens with a "
+        "discrete-event model of one instance. Without --calibration the model is an "
+        "8B shape on one H200.",
+    )
+    load = parser.add_argument_group("load: a trace file, or random arrivals")
+    load.add_argument("trace", nargs="?", type=Path, metavar="TRACE", help="JSONL")
+    load.add_argument("--poisson", type=float, metavar="RATE", help="requests per s")
+    load.add_argument("--input", type=int, default=1024, help="mean prompt tokens")
+    load.add_argument("--output", type=int, default=256, help="mean output tokens")
+    load.add_argument("--requests", type=int, default=2000)
+    load.add_argument("--seed", type=int, default=0)
+    load.add_argument(
+        "--rate-scale", type=float, default=1.0, help="arrivals this much denser"
+    )
+    serving = parser.add_argument_group("serving")
+    serving.add_argument(
+        "--split",
+        action="append",
+        metavar="X/Y",
+        help="prefill/decode percent; repeat to compare",
+    )
+    serving.add_argument(
+        "--controller", metavar="X/Y", help="also let the SLO controller start here"
+    )
+    serving.add_argument("--enable-sm-overlap", action="store_true")
+    serving.add_argument("--gpus", type=int, default=1, help="instances, round robin")
+    serving.add_argument("--slo-ttft-target", type=float, default=100.0, metavar="MS")
+    serving.add_argument("--slo-tpot-target", type=float, default=50.0, metavar="MS")
+    serving.add_argument("--slo-monitoring-interval", type=float, default=10.0)
+    serving.add_argument("--calibration", type=Path, metavar="FILE", help="JSON")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print one JSON object")
+    output.add_argument("--plot", type=Path, metavar="FILE", help="needs matplotlib")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Simulate every split asked for, and the controller if asked for."""
+    from sglang.semi_pd.simulation.simulation import simulate
+    from sglang.semi_pd.simulation.simulator_coefficients import SimulatorCoefficients
+    from sglang.semi_pd.slo_types import SLOConstraints
+    from sglang.semi_pd.sm_allocation import SMAllocation
+
+    if options.gpus < 1:
+        raise ValueError(f"--gpus must be at least 1, not {options.gpus}")
+    trace = _load_trace(options)
+    constraints = SLOConstraints(options.slo_ttft_target, options.slo_tpot_target)
+    coefficients = SimulatorCoefficients()
+    if options.calibration is not None:
+        coefficients = SimulatorCoefficients.load(options.calibration)
+    reports = [
+        simulate(
+            trace,
+            SMAllocation.parse(split),
+            constraints,
+            coefficients=coefficients,
+            gpus=options.gpus,
+        )
+        for split in options.split or _DEFAULT_SPLITS
+    ]
+    controlled = None
+    if options.controller:
+        controlled = _run_controller(options, trace, constraints, coefficients)
+        reports.append(controlled.report)
+    _show(options, reports, controlled)
+    return 0
+
+
+def _load_trace(options: argparse.Namespace) -> Trace:
+    from sglang.semi_pd.simulation.trace import Trace
+
+    if (options.trace is None) == (options.poisson is None):
+        raise ValueError("give either TRACE or --poisson RATE")
+    for name in ("poisson", "input", "output", "requests", "rate_scale"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive")
+    if options.trace is not None:
+        return Trace.load(options.trace).scaled(options.rate_scale)
+    trace = Trace.poisson(
+        options.poisson,
+        requests=options.requests,
+        input_length=options.input,
+        output_length=options.output,
+        seed=options.seed,
+    )
+    return trace.scaled(options.rate_scale)
+
+
+def _run_controller(
+    options: argparse.Namespace, trace: Trace, constraints: Any, coefficients: Any
+) -> ControlledRun:
+    from sglang.semi_pd.simulation.simulation import simulate_controlled
+    from sglang.semi_pd.slo_types import ControlLimits
+    from sglang.semi_pd.sm_allocation import SMAllocation
+
+    overlap = options.enable_sm_overlap
+    return simulate_controlled(
+        trace.part(0, options.gpus),
+        SMAllocation.parse(options.controller).validate(allow_overlap=overlap),
+        constraints,
+        limits=ControlLimits(
+            allow_overlap=overlap, max_percentage=100 if overlap else 90
+        ),
+        coefficients=coefficients,
+        interval_s=options.slo_monitoring_interval,
+    )
+
+
+def _show(
+    options: argparse.Namespace,
+    reports: list[SimulationReport],
+    controlled: ControlledRun | None,
+) -> None:
+    if options.json:
+        payload: dict[str, Any] = {"runs": [report.as_dict() for report in reports]}
+        if controlled is not None:
+            payload["controller_splits"] = [
+                {"time_s": when_s, **split.as_dict()}
+                for when_s, split in controlled.splits
+            ]
+        print(json.dumps(payload, indent=2))
+    else:
+        _print_table(reports)
+        if controlled is not None:
+            moves = ", ".join(f"{s} at {when:.0f} s" for when, s in controlled.splits)
+            print(f"controller: {moves}")
+    if options.plot is not None:
+        from sglang.semi_pd.simulation.simulation_plot import plot_reports
+
+        plot_reports(reports, options.plot)
+
+
+def _print_table(reports: list[SimulationReport]) -> None:
+    print(
+        f"{'split':>10}  {'TTFT P50/P90/P99 ms':>22}  {'TPOT P50/P90/P99 ms':>20}  "
+        f"{'worst gap P99 ms':>16}  {'SLO':>6}  {'req/s':>6}"
+    )
+    for report in reports:
+        ttft, tpot = (
+            "/".join(f"{value:.0f}" for value in (s.p50_ms, s.p90_ms, s.p99_ms))
+            for s in (report.ttft, report.tpot)
+        )
+        print(
+            f"{report.name:>10}  {ttft:>22}  {tpot:>20}  "
+            f"{report.worst_gap.p99_ms:>16.0f}  {report.slo_attainment:>6.1%}  "
+            f"{report.request_throughput:>6.1f}"
+        )

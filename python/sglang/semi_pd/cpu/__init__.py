@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang on a host without a GPU."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which block belongs to whom, and the memory that several processes map."""

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How processes are started: forked from one that has imported SGLang, or afresh.
+
+Importing SGLang takes tens of seconds; a server of three processes would pay it three
+times. Python's fork server pays it once, in parallel with the main process's own
+imports if it is started early enough. A forked process cannot use a CUDA context of its
+parent, and on a GPU host SGLang's import creates one, so there workers are spawned:
+fresh interpreters, which import side by side.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver, popen_forkserver, popen_spawn_posix, spawn
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess, SpawnProcess
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+PRELOAD = "sglang.semi_pd.server.fork_server_imports"
+NVIDIA_CONTROL = "/dev/nvidiactl"
+
+
+def is_usable() -> bool:
+    """Whether processes of this host may be forked: it has no NVIDIA driver."""
+    return not os.path.exists(NVIDIA_CONTROL)
+
+
+def start() -> None:
+    """Start the fork server, once per process; returns at once, it imports by itself.
+
+    Must be called from a thread that lives as long as the process: the children of a
+    thread that ends are killed with it (``PR_SET_PDEATHSIG``).
+    """
+    if is_usable():
+        multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOAD])
+        forkserver.ensure_running()
+
+
+class _Fork(popen_forkserver.Popen):  # type: ignore[misc]
+    def _launch(self, process_obj: Any) -> None:
+        with _main_module_left_out():
+            super()._launch(process_obj)  # type: ignore[misc]
+
+
+class _Spawn(popen_spawn_posix.Popen):  # type: ignore[misc]
+    def _launch(self, process_obj: Any) -> None:
+        with _main_module_left_out():
+            super()._launch(process_obj)  # type: ignore[misc]
+
+
+class _Child(BaseProcess):
+    def run(self) -> None:
+        # Ctrl-C reaches the whole process group; the main process ends the others.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        super().run()
+
+
+class ForkedProcess(_Child, ForkServerProcess):
+    """A child of the fork server that does not run the user's main module again.
+
+    A script without ``if __name__ == "__main__"`` may use the coordinator: our
+    processes need nothing from it.
+    """
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> _Fork:  # noqa: N802 - multiprocessing's name
+        return _Fork(process_obj)
+
+
+class FreshProcess(_Child, SpawnProcess):
+    """As ``ForkedProcess``, but a new interpreter."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> _Spawn:  # noqa: N802 - multiprocessing's name
+        return _Spawn(process_obj)
+
+
+def launch(
+    target: Any, *args: Any, name: str, environment: dict[str, str]
+) -> tuple[BaseProcess, Connection]:
+    """Run ``target(*args, ready)`` in a new process.
+
+    Args:
+        environment: a fresh interpreter has it from its first instruction, which CUDA
+            and MPS need; a forked one must take it over itself.
+
+    Returns:
+        The process, and the end of a pipe on which it says that it is ready; the pipe
+        ends with the process.
+    """
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    kind = ForkedProcess if is_usable() else FreshProcess
+    process = kind(target=target, args=(*args, writer), name=name)
+    with _environment(environment):
+        process.start()
+    writer.close()
+    return process, reader
+
+
+@contextmanager
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    saved = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)
+
+
+@contextmanager
+def _main_module_left_out() -> Iterator[None]:
+    original = spawn.get_preparation_data
+
+    def without_main(name: str) -> dict[str, Any]:
+        data = original(name)
+        data.pop("init_main_from_name", None)
+        data.pop("init_main_from_path", None)
+        return data
+
+    spawn.get_preparation_data = without_main
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = original

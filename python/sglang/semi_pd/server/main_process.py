@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Semi-PD changes in SGLang's main process, and nothing else changes it.
+
+SGLang launches one scheduler; with Semi-PD the coordinator launches resident, prefill
+and decode in its place. Without a Semi-PD flag every hook calls the original.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sglang.semi_pd.hooks import require_applied
+from sglang.semi_pd.server import fork_server, run_directory
+from sglang.semi_pd.utils import InstanceRole
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
+    from sglang.srt.server_args import PortArgs, ServerArgs
+
+logger = logging.getLogger(__name__)
+
+Original = Callable[..., Any]
+
+_ENGINE = "sglang.srt.entrypoints.engine.Engine"
+_SERVE = "sglang.srt.entrypoints.http_server._setup_and_run_http_server"
+_LOAD_PATH = "sglang.srt.managers.load_snapshot.shm_path_for"
+_MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
+
+DRAIN_POLL_S = 0.2
+
+
+class MainProcessHooks:
+    """The hooks, and the coordinator they serve once there is one."""
+
+    def __init__(self) -> None:
+        self.coordinator: SemiPDCoordinator | None = None
+        self._manager: Any = None
+
+    def by_target(self) -> dict[str, Original]:
+        """AROUND hooks by the dotted name of what they wrap."""
+        return {
+            f"{_ENGINE}._launch_scheduler_processes": self.launch_schedulers,
+            f"{_ENGINE}._launch_detokenizer_subprocesses": self.launch_detokenizer,
+            f"{_MANAGER}.init_ipc_channels": self.init_ipc_channels,
+            f"{_MANAGER}._dispatch_to_scheduler": self.dispatch,
+            _LOAD_PATH: self.load_snapshot_path,
+            f"{_MANAGER}._async_dispatch_to_scheduler": self.dispatch_async,
+            f"{_MANAGER}._handle_batch_output": self.handle_output,
+            f"{_MANAGER}._handle_abort_req": self.handle_abort,
+            f"{_MANAGER}.sigterm_watchdog": self.drain,
+        }
+
+    def launch_schedulers(
+        self,
+        original: Original,
+        engine: type,
+        server_args: ServerArgs,
+        port_args: PortArgs,
+        run_scheduler_process_func: Original,
+    ) -> Any:
+        """Start the instance where upstream starts one scheduler."""
+        if not server_args.uses_semi_pd():
+            return original(engine, server_args, port_args, run_scheduler_process_func)
+        from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
+        from sglang.srt.entrypoints.engine import SchedulerInitResult
+
+        coordinator = self.coordinator or SemiPDCoordinator(server_args)
+        self.coordinator = coordinator
+        run_directory.adopt_sockets(coordinator.run_directory, port_args)
+        self._extend_http_server(coordinator)
+        group = coordinator.start_processes(port_args)
+        processes = [worker.process for worker in group.workers]
+        infos: list[dict[str, Any]] = []
+
+        def wait_for_ready() -> None:
+            said = coordinator.wait_ready()
+            infos.append(said[InstanceRole.DECODE])
+
+        result = SchedulerInitResult(
+            scheduler_infos=infos,
+            all_child_pids=[worker.pid for worker in group.workers],
+            wait_for_ready=wait_for_ready,
+        )
+        return result, processes
+
+    def launch_detokenizer(
+        self,
+        original: Original,
+        engine: type,
+        server_args: ServerArgs,
+        port_args: PortArgs,
+        run_detokenizer_process_func: Original,
+    ) -> Any:
+        """Fork the detokenizer too: it would import SGLang once more."""
+        can_fork = fork_server.is_usable() and server_args.detokenizer_worker_num == 1
+        if self.coordinator is None or not can_fork:
+            return original(
+                engine, server_args, port_args, run_detokenizer_process_func
+            )
+        process = fork_server.ForkedProcess(
+            target=run_detokenizer_process_func,
+            args=(server_args, port_args),
+            name="detokenizer",
+        )
+        process.start()
+        self.coordinator.detokenizer = process
+        return [process], ["detokenizer"]
+
+    def init_ipc_channels(
+        self, original: Original, manager: Any, port_args: PortArgs
+    ) -> None:
+        """Add the decode worker's socket to upstream's, which is prefill's."""
+        original(manager, port_args)
+        if self.coordinator is not None:
+            from sglang.semi_pd.server.request_router import RequestRouter
+
+            manager.semi_pd_router = RequestRouter(self.coordinator.decode_address)
+            self._manager = manager
+
+    def load_snapshot_path(self, original: Original, ipc_name: str) -> str:
+        """In the run directory, which goes when the server goes."""
+        coordinator = self.coordinator
+        return coordinator.load_snapshot_path if coordinator else original(ipc_name)
+
+    def dispatch(self, original: Original, manager: Any, message: Any) -> None:
+        """Send to whom it concerns."""
+        if self.coordinator is None:
+            original(manager, message)
+        else:
+            self.coordinator.slo.clients.sent(manager, message)
+            manager.semi_pd_router.send(manager, message)
+
+    async def dispatch_async(
+        self, original: Original, manager: Any, message: Any
+    ) -> None:
+        """As ``dispatch``."""
+        if self.coordinator is None:
+            await original(manager, message)
+        else:
+            self.coordinator.slo.clients.sent(manager, message)
+            await manager.semi_pd_router.send_async(manager, message)
+
+    async def handle_output(
+        self, original: Original, manager: Any, output: Any
+    ) -> None:
+        """Note first tokens and ends, as the clients see them."""
+        if self.coordinator is None:
+            await original(manager, output)
+            return
+        clients = self.coordinator.slo.clients
+        states = clients.states(manager, output)
+        await original(manager, output)
+        clients.received(output, states)
+
+    def handle_abort(self, original: Original, manager: Any, abort: Any) -> None:
+        """Note a request that was dropped while it waited."""
+        original(manager, abort)
+        if self.coordinator is not None:
+            self.coordinator.slo.clients.aborted(abort.rid)
+
+    async def drain(self, original: Original, manager: Any) -> None:
+        """SIGTERM: let running requests finish, then end as Ctrl-C does.
+
+        Upstream kills its whole process tree, itself included, which leaves exit code
+        137 and whatever the killed had open.
+        """
+        if self.coordinator is None:
+            await original(manager)
+            return
+        while not manager.gracefully_exit:
+            await asyncio.sleep(DRAIN_POLL_S)
+        while manager.rid_to_state:
+            await asyncio.sleep(DRAIN_POLL_S)
+        signal.raise_signal(signal.SIGINT)
+
+    def serve(self, original: Original, *args: Any, **options: Any) -> None:
+        """Serve HTTP until told to stop, then end every process in good order."""
+        coordinator = self.coordinator
+        assert coordinator is not None, "installed by launch_schedulers"
+        try:
+            original(*args, **options)
+        finally:
+            self._stop_watchdog()
+            coordinator.end_processes()
+            self.coordinator = None
+            logger.info("Semi-PD has ended; every process is gone")
+
+    def send_to_worker(self, role: InstanceRole, message: Any) -> None:
+        """Send a message of our own to the worker of a role, from any thread."""
+        manager = self._manager
+        send = partial(manager.semi_pd_router.send_to, manager, role, message)
+        manager.event_loop.call_soon_threadsafe(send)
+
+    def _extend_http_server(self, coordinator: SemiPDCoordinator) -> None:
+        """Only where SGLang serves HTTP: an offline engine has not imported it."""
+        http_server = sys.modules.get("sglang.srt.entrypoints.http_server")
+        if http_server is None:
+            return
+        from sglang.semi_pd.server import http_routes
+        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+        http_routes.install(http_server.app, coordinator)
+        HookRegistry.register(_SERVE, self.serve, HookType.AROUND)
+        HookRegistry.apply_hooks()
+        require_applied([_SERVE])
+
+    @staticmethod
+    def _stop_watchdog() -> None:
+        """From here on, the end of a process is no accident."""
+        from sglang.srt.entrypoints.http_server import get_global_state
+
+        watchdog = get_global_state().tokenizer_manager._subprocess_watchdog
+        if watchdog is not None:
+            watchdog.stop()
+
+
+_hooks = MainProcessHooks()
+
+
+def use(coordinator: SemiPDCoordinator) -> None:
+    """The next launch in this process is this coordinator's."""
+    _hooks.coordinator = coordinator
+
+
+def send_to_worker(role: InstanceRole, message: Any) -> None:
+    """See ``MainProcessHooks.send_to_worker``."""
+    _hooks.send_to_worker(role, message)
+
+
+def install() -> list[str]:
+    """Register the hooks with SGLang; returns the names of what they wrap."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    hooks = _hooks.by_target()
+    for target, hook in hooks.items():
+        HookRegistry.register(target, hook, HookType.AROUND)
+    return list(hooks)

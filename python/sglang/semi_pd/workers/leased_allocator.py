@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's KV allocator over pages leased from the block table that all workers share.
+
+Two levels keep the lock off the hot path. Pages are leased in bulk, under the lock;
+upstream's allocator then works inside the lease, on the device, as if it were alone.
+``available_size()`` counts leased pages only, so an admission check stays true until
+the allocation that follows it, whatever the other worker does meanwhile (the paper's
+Figure 7: query, get and update are one operation).
+
+A freed page goes back to the table, and so to the other worker, only when the forward
+that may still write to it has finished: under overlap scheduling a request that has
+just ended has one more forward in flight.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sglang.semi_pd.memory.block_table import BlockTable
+from sglang.semi_pd.memory.id_pool import Ids
+from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.memory_pool import KVCache
+from sglang.srt.utils import get_num_new_pages
+
+LEASE_PAGES = 512
+"""Pages leased at a time beyond what is needed now."""
+
+
+class _Retiring(NamedTuple):
+    """Freed token slots on their way to the host, and what must finish first."""
+
+    slots: torch.Tensor
+    finished: tuple[torch.cuda.Event, ...]
+
+
+class LeasedAllocator(PagedTokenToKVPoolAllocator):
+    """Upstream's paged allocator (any page size) over a lease that grows and shrinks.
+
+    Attributes:
+        forward_stream: the stream the model runs on, once it is known (GPU only).
+        demand_pages: pages the scheduler expects to allocate in its next iteration.
+    """
+
+    def __init__(  # noqa: PLR0913 - upstream's arguments
+        self,
+        table: BlockTable,
+        *,
+        size: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: str,
+        kvcache: KVCache,
+    ) -> None:
+        self._table = table
+        self._retiring: deque[_Retiring] = deque()
+        self._leased_host: Ids = np.empty(0, np.int64)
+        self.forward_stream: torch.cuda.Stream | None = None
+        self.demand_pages = 0
+        super().__init__(size, page_size, dtype, device, kvcache, need_sort=False)
+
+    def available_size(self) -> int:
+        """Tokens this worker may allocate without asking anyone."""
+        self.lease(self.demand_pages)
+        return len(self._leased_host) * self.page_size
+
+    def lease(self, pages: int) -> bool:
+        """Have ``pages`` leased, or as many as there are; whether all are."""
+        self._publish_retired()
+        missing = pages - len(self._leased_host)
+        if missing <= 0:
+            return True
+        taken = self._table.take_up_to(missing + LEASE_PAGES, 0)
+        if taken is not None and len(taken):
+            self._set_lease(np.concatenate((self._leased_host, taken)))
+        return len(self._leased_host) >= pages
+
+    def return_unused(self, keep_pages: int = 0) -> None:
+        """Hand back leased pages beyond ``keep_pages``: the other may need them."""
+        self._publish_retired()
+        surplus = self._leased_host[keep_pages:]  # nothing, most of the time
+        if len(surplus):
+            self._set_lease(self._leased_host[:keep_pages])
+            self._table.give_pages(surplus)
+
+    @property
+    def retiring(self) -> int:
+        """Batches of freed pages that wait for a forward to finish."""
+        return len(self._retiring)
+
+    @property
+    def leased_pages(self) -> int:
+        """Pages leased and not allocated."""
+        return len(self._leased_host)
+
+    # Upstream's contract
+
+    def alloc(self, need_size: int) -> torch.Tensor | None:
+        self.lease(need_size // self.page_size)
+        return self._from_lease(super().alloc(need_size))
+
+    def alloc_extend(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        self,
+        prefix_lens,
+        prefix_lens_cpu,
+        seq_lens,
+        seq_lens_cpu,
+        last_loc,
+        extend_num_tokens,
+        num_new_pages=None,
+    ):
+        if num_new_pages is None:
+            num_new_pages = get_num_new_pages(
+                seq_lens=seq_lens_cpu,
+                page_size=self.page_size,
+                prefix_lens=prefix_lens_cpu,
+            )
+        if not self.lease(num_new_pages):
+            return None
+        return self._from_lease(
+            super().alloc_extend(
+                prefix_lens,
+                prefix_lens_cpu,
+                seq_lens,
+                seq_lens_cpu,
+                last_loc,
+                extend_num_tokens,
+                num_new_pages,
+            )
+        )
+
+    def alloc_decode(self, seq_lens, seq_lens_cpu, last_loc):  # type: ignore[no-untyped-def]
+        pages = get_num_new_pages(
+            seq_lens=seq_lens_cpu, page_size=self.page_size, decode=True
+        )
+        if not self.lease(pages):
+            return None
+        return self._from_lease(super().alloc_decode(seq_lens, seq_lens_cpu, last_loc))
+
+    def free(self, free_index: torch.Tensor) -> None:
+        if free_index.numel():
+            self._retire(free_index)
+
+    def free_segment(self, free_index: torch.Tensor, *, start_pos: int) -> None:
+        self.free(free_index)
+
+    def free_group_begin(self) -> None:
+        """Frees are deferred already; grouping them changes nothing."""
+
+    def free_group_end(self) -> None:
+        """See ``free_group_begin``."""
+
+    def clear(self) -> None:
+        """Upstream's flush: forget this worker's unused pages, and nobody else's."""
+        self._set_lease(self._leased_host)
+        self.return_unused()
+        self.release_pages = torch.empty((0,), dtype=torch.int64, device=self.device)
+        self.is_not_in_free_group = True
+        self.free_group: list[torch.Tensor] = []
+
+    # The lease, kept on the host and on the device in the same order
+
+    def _set_lease(self, pages: Ids) -> None:
+        self._leased_host = pages
+        on_host = torch.from_numpy(pages)
+        if self._on_gpu:
+            on_host = on_host.pin_memory()
+        self.free_pages = on_host.to(self.device, non_blocking=True)
+
+    def _from_lease(self, allocated: torch.Tensor | None) -> torch.Tensor | None:
+        """Drop from the host's copy what upstream has just taken from the device's."""
+        taken = len(self._leased_host) - len(self.free_pages)
+        self._leased_host = self._leased_host[taken:]
+        return allocated
+
+    # Freed pages, until they are published
+
+    def _retire(self, slots: torch.Tensor) -> None:
+        if not self._on_gpu:
+            self._publish(slots)
+            return
+        on_host = torch.empty_like(slots, device="cpu", pin_memory=True)
+        on_host.copy_(slots, non_blocking=True)
+        streams = [torch.cuda.current_stream()]
+        if self.forward_stream is not None:
+            streams.append(self.forward_stream)
+        self._retiring.append(
+            _Retiring(on_host, tuple(stream.record_event() for stream in streams))
+        )
+
+    def _publish_retired(self) -> None:
+        while self._retiring and all(e.query() for e in self._retiring[0].finished):
+            self._publish(self._retiring.popleft().slots)
+
+    def _publish(self, slots: torch.Tensor) -> None:
+        self._table.give_pages(pages_of(slots, self.page_size))
+
+    @property
+    def _on_gpu(self) -> bool:
+        return not str(self.device).startswith("cpu")
+
+
+def pages_of(slots: torch.Tensor, page_size: int) -> Ids:
+    """The distinct pages that token slots on the host lie in, ascending, int64."""
+    return np.unique(slots.numpy().astype(np.int64) // page_size)

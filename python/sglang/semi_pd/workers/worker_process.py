@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry of every process that the fork server makes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+import setproctitle
+import torch
+from sglang.semi_pd.errors import SemiPDError
+from sglang.semi_pd.partition.cpu_share import take_cores
+from sglang.semi_pd.utils import InstanceRole
+from sglang.semi_pd.workers import numerics_gate
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
+    from sglang.semi_pd.workers.worker_spec import WorkerSpec
+
+EXIT_FAILED = 1
+
+
+def run(spec: WorkerSpec, ready: Connection) -> None:
+    """Be the process ``spec`` describes, until told to end.
+
+    Leaves with exit code 0 when it was asked to end, otherwise with 1.
+    """
+    # First: it finds its place through the environment that the process began with.
+    setproctitle.setproctitle(spec.title)
+    _take_environment(spec)
+    body = _run_resident if spec.role is InstanceRole.RESIDENT else _run_scheduler
+    try:
+        body(spec, ready)
+    except SemiPDError as error:
+        print(f"{spec.title}: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_FAILED)
+
+
+def _run_resident(spec: WorkerSpec, ready: Connection) -> None:
+    from sglang.semi_pd.resident.resident_worker import serve
+    from sglang.srt.utils import configure_logger, kill_itself_when_parent_died
+
+    kill_itself_when_parent_died()
+    configure_logger(spec.server_args, prefix=" R")
+    serve(spec, ready)
+
+
+def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
+    from sglang.semi_pd.workers.resident_memory import ResidentMemory
+    from sglang.semi_pd.workers.upstream_hooks import install_worker
+    from sglang.srt.managers import scheduler as upstream
+
+    scheduler_class = _scheduler_class(spec.role)
+    device = torch.device(spec.device)
+    if device.type == "cuda":
+        numerics_gate.check(device, spec.percentage)
+    memory = ResidentMemory.attach(
+        spec.resident_socket,
+        role=spec.role,
+        generation=spec.generation,
+        device=device,
+    )
+    scheduler_class.spec, scheduler_class.memory = spec, memory
+    install_worker(memory, scheduler_class)
+    upstream.run_scheduler_process(
+        spec.server_args,
+        spec.port_args,
+        spec.gpu_id,
+        spec.tp_rank,
+        0,  # attention context-parallel rank
+        0,  # MoE data-parallel rank
+        spec.moe_ep_rank,
+        0,  # pipeline rank
+        None,  # data-parallel rank
+        ready,
+    )
+    # Upstream logs an exception of its scheduler and returns.
+    sys.exit(EXIT_FAILED)
+
+
+def _scheduler_class(role: InstanceRole) -> type[WorkerScheduler]:
+    if role is InstanceRole.PREFILL:
+        from sglang.semi_pd.workers.prefill_scheduler import PrefillScheduler
+
+        return PrefillScheduler
+    from sglang.semi_pd.workers.decode_scheduler import DecodeScheduler
+
+    return DecodeScheduler
+
+
+def _take_environment(spec: WorkerSpec) -> None:
+    """The fork server was started early, with the environment of that time."""
+    os.environ.clear()
+    os.environ.update(spec.environment)
+    if spec.cores:
+        take_cores(spec.cores)
+    _reread_prometheus_environment()
+
+
+def _reread_prometheus_environment() -> None:
+    # prometheus_client chooses between one and several processes when imported.
+    from prometheus_client import values
+
+    values.ValueClass = values.get_value_class()

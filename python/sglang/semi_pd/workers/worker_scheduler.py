@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the prefill and the decode scheduler have in common."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import setproctitle
+from sglang.semi_pd.partition.cpu_share import take_cores
+from sglang.semi_pd.workers.messages import TakeCores
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.utils import TypeBasedDispatcher
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.workers.resident_memory import ResidentMemory
+    from sglang.semi_pd.workers.worker_spec import WorkerSpec
+
+
+class WorkerScheduler(Scheduler):
+    """SGLang's scheduler as one of two over the same memory.
+
+    Attributes:
+        spec, memory: set once per process, before the scheduler is made: SGLang's
+            constructor already builds pools and sockets with them.
+        queue_replacement: upstream's queue class of the role, by dotted name, and the
+            one to use in its place.
+        around: further hooks of the role, by the dotted name of what they wrap.
+    """
+
+    spec: ClassVar[WorkerSpec]
+    memory: ClassVar[ResidentMemory]
+    queue_replacement: ClassVar[dict[str, type]]
+    around: ClassVar[dict[str, Callable[..., Any]]] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        setproctitle.setproctitle(self.spec.title)
+        super().__init__(*args, **kwargs)
+        # Ending between two iterations leaves the GPU idle, every page accounted for.
+        signal.signal(signal.SIGTERM, self._end_soon)
+
+    def init_request_dispatcher(self) -> None:
+        super().init_request_dispatcher()
+        self._request_dispatcher += TypeBasedDispatcher(
+            [(TakeCores, lambda message: take_cores(message.cores))]
+        )
+
+    def _end_soon(self, *_: object) -> None:
+        self.gracefully_exit = True
+
+    def process_input_requests(self, recv_reqs: list[Any]) -> None:
+        super().process_input_requests(recv_reqs)
+        if self.gracefully_exit and self.is_fully_idle():
+            self.return_unused()
+            self.on_end()
+            raise SystemExit(0)
+
+    def on_end(self) -> None:
+        """What a role does last."""
+
+    def on_idle(self) -> None:
+        self.return_unused()
+        super().on_idle()
+
+    def return_unused(self) -> None:
+        """Hand leased but unused pages and rows back to the other worker."""
+        self.token_to_kv_pool_allocator.return_unused()
+        self.req_to_token_pool.return_unused()
