@@ -22,6 +22,15 @@ class SemiPDError(Exception):
             lines.append(f"  mend: {mend}")
         super().__init__("\n".join(lines))
 
+    def in_one_line(self) -> str:
+        """What happened, why, and how to mend it, as ``what: why; mend``."""
+        line = self.what
+        if self.why:
+            line += f": {self.why}"
+        if self.mend:
+            line += f"; {self.mend}"
+        return " ".join(line.split())
+
 
 class ConfigError(SemiPDError, ValueError):
     """A flag, or a combination of flags, that cannot be served."""

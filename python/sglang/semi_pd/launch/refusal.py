@@ -15,13 +15,8 @@ EXIT_CODE = 2
 
 
 def one_line(error: SemiPDError) -> str:
-    """What happened, why, and how to mend it, as ``what: why; mend``."""
-    line = error.what
-    if error.why:
-        line += f": {error.why}"
-    if error.mend:
-        line += f"; {error.mend}"
-    return "semi-pd: " + " ".join(line.split())
+    """The error as a line of the log."""
+    return f"semi-pd: {error.in_one_line()}"
 
 
 def refuse(error: SemiPDError) -> NoReturn:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from sglang.semi_pd.server.reallocate_route import Reallocation
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -57,9 +58,17 @@ class RefuseUnsupported:
 
 def install(app: FastAPI, coordinator: SemiPDCoordinator) -> None:
     """Add the routes, and refuse the others; before the server starts to listen."""
+    from sglang.srt.utils.auth import AuthLevel, auth_level
+
+    reallocation = Reallocation(coordinator)
 
     async def status() -> dict[str, Any]:
         return coordinator.get_status()
 
+    @auth_level(AuthLevel.ADMIN_OPTIONAL)
+    async def reallocate(request: Request) -> JSONResponse:
+        return await reallocation.answer(request)
+
     app.add_api_route("/semi_pd/status", status, methods=["GET"])
+    app.add_api_route("/semi_pd/reallocate", reallocate, methods=["POST"])
     app.add_middleware(RefuseUnsupported)

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may read the state and who may move the split; what is answered, and when.
+
+A FastAPI application with SGLang's own key check in front of our routes, built in the
+order in which SGLang builds it. Behind the routes is a coordinator's rotation with a
+mechanism that needs no workers.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import upstream_auth
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sglang.semi_pd.errors import RotationError
+from sglang.semi_pd.process_rotation_manager import ProcessRotationManager
+from sglang.semi_pd.sm_allocation import SMAllocation
+
+auth = upstream_auth.load()
+
+from sglang.semi_pd.server import http_routes  # noqa: E402
+
+STATUS, REALLOCATE = "/semi_pd/status", "/semi_pd/reallocate"
+GOOD = {"prefill_percentage": 60, "decode_percentage": 40}
+API, ADMIN = "api-key-canary", "admin-key-canary"
+HERE, ELSEWHERE = "127.0.0.1", "192.0.2.7"
+
+# Keys of the server: what each caller gets at status, and at reallocate from here.
+CALLERS = ("none", "wrong", "api", "admin")
+MATRIX: dict[tuple[bool, bool], tuple[tuple[int, ...], tuple[int, ...]]] = {
+    (False, False): ((200, 200, 200, 200), (200, 200, 200, 200)),
+    (True, False): ((401, 401, 200, 401), (401, 401, 200, 401)),
+    (False, True): ((200, 200, 200, 200), (401, 401, 401, 200)),
+    (True, True): ((401, 401, 200, 401), (401, 401, 401, 200)),
+}
+CASES = [
+    (keys, caller, path, row[place])
+    for keys, rows in MATRIX.items()
+    for path, row in zip((STATUS, REALLOCATE), rows, strict=True)
+    for place, caller in enumerate(CALLERS)
+]
+
+
+class InstantSplit:
+    """A mechanism that obeys at once, unless told to wait or to fail."""
+
+    can_move = True
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.entered = threading.Event()
+        self.problem = ""
+
+    def apply(self, allocation: SMAllocation) -> None:
+        self.entered.set()
+        assert self.may_go_on.wait(10)
+        if self.problem:
+            raise RotationError(self.problem)
+
+
+class Instance:
+    """What the routes need of a coordinator."""
+
+    def __init__(self, api_key: str | None, admin_api_key: str | None) -> None:
+        self.server_args = SimpleNamespace(
+            api_key=api_key, admin_api_key=admin_api_key, enable_metrics=False
+        )
+        self.mechanism = InstantSplit()
+        self.rotation = ProcessRotationManager(
+            self.mechanism, SMAllocation(70, 30), allow_overlap=False
+        )
+
+    def get_status(self) -> dict[str, Any]:
+        return {"process_rotation_status": self.rotation.get_status()}
+
+    def request_sm_reallocation(self, allocation: SMAllocation) -> bool:
+        return self.rotation.request_sm_reallocation(allocation)
+
+    def app(self) -> FastAPI:
+        """The application, in the order of SGLang: routes first, then the check."""
+        app = FastAPI()
+        http_routes.install(app, self)  # type: ignore[arg-type]
+        keys = {name: getattr(self.server_args, name) for name in KEYS}
+        if any(keys.values()):
+            auth.add_api_key_middleware(app, **keys)
+        return app
+
+    def client(self, host: str = HERE) -> TestClient:
+        return TestClient(
+            self.app(), base_url="http://localhost:30000", client=(host, 50000)
+        )
+
+
+KEYS = ("api_key", "admin_api_key")
+
+
+@pytest.fixture
+def instance() -> Instance:
+    return Instance(None, None)
+
+
+@pytest.fixture
+def client(instance: Instance) -> Iterator[TestClient]:
+    with instance.client() as client:
+        yield client
+
+
+def with_keys(api: bool, admin: bool) -> Instance:  # noqa: FBT001 - a row of the matrix
+    return Instance(API if api else None, ADMIN if admin else None)
+
+
+def headers_of(caller: str) -> dict[str, str]:
+    tokens = {"wrong": "guess", "api": API, "admin": ADMIN}
+    return {"Authorization": f"Bearer {tokens[caller]}"} if caller in tokens else {}
+
+
+def ask(client: TestClient, path: str, caller: str, **more: str) -> Any:
+    headers = headers_of(caller) | more
+    if path == STATUS:
+        return client.get(path, headers=headers)
+    return client.post(path, json=GOOD, headers=headers)
+
+
+@pytest.mark.parametrize(("keys", "caller", "path", "expected"), CASES)
+def test_matrix_of_keys_and_callers(
+    keys: tuple[bool, bool], caller: str, path: str, expected: int
+) -> None:
+    instance = with_keys(*keys)
+    reply = ask(instance.client(), path, caller)
+    assert reply.status_code == expected
+    is_moved = path == REALLOCATE and expected == 200
+    assert instance.rotation.get_status()["moves"] == int(is_moved)
+    assert API not in reply.text and ADMIN not in reply.text
+
+
+@pytest.mark.parametrize("keys", MATRIX)
+@pytest.mark.parametrize("caller", CALLERS)
+def test_from_elsewhere_only_the_admin_key_moves(
+    keys: tuple[bool, bool], caller: str
+) -> None:
+    instance = with_keys(*keys)
+    reply = ask(instance.client(ELSEWHERE), REALLOCATE, caller)
+    at_home = MATRIX[keys][1][CALLERS.index(caller)]
+    expected = 403 if at_home == 200 and not keys[1] else at_home
+    assert reply.status_code == expected
+    if expected == 403:
+        assert "--admin-api-key" in reply.json()["error"]["message"]
+    assert instance.rotation.get_status()["moves"] == int(expected == 200)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Forwarded-For": "192.0.2.7"},
+        {"X-Forwarded-For": "127.0.0.1"},
+        {"Forwarded": "for=127.0.0.1"},
+        {"Origin": "https://example.org"},
+        {"Origin": "null"},
+        {"Host": "example.org:30000"},
+        {"Host": "localhost.example.org"},
+        {"Host": "[::1"},
+        {"Host": ""},
+    ],
+    ids=str,
+)
+def test_proxies_and_other_sites_are_not_this_machine(
+    instance: Instance, client: TestClient, headers: dict[str, str]
+) -> None:
+    assert client.post(REALLOCATE, json=GOOD, headers=headers).status_code == 403
+    assert instance.rotation.get_status()["moves"] == 0
+
+
+@pytest.mark.parametrize("host", [HERE, "127.8.8.8", "::1", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("name", ["localhost:30000", "127.0.0.1", "[::1]:30000"])
+def test_this_machine_by_any_of_its_names(
+    instance: Instance, host: str, name: str
+) -> None:
+    headers = {"Host": name, "Origin": f"http://{name}"}
+    reply = instance.client(host).post(REALLOCATE, json=GOOD, headers=headers)
+    assert reply.status_code == 200
+
+
+@pytest.mark.parametrize("host", ["a/health", "a/metrics?", "a/health#", "a\\health"])
+@pytest.mark.parametrize("keys", [(True, False), (True, True)])
+def test_a_crafted_host_opens_nothing(keys: tuple[bool, bool], host: str) -> None:
+    """SGLang's check opens paths that begin with /health, and takes them from a URL."""
+    instance = with_keys(*keys)
+    reply = ask(instance.client(), REALLOCATE, "none", Host=host)
+    assert reply.status_code in (400, 401)
+    assert instance.rotation.get_status()["moves"] == 0
+
+
+@pytest.mark.parametrize("path", ["/semi_pd/reallocate/", "/semi_pd//reallocate"])
+def test_other_spellings_of_the_path_open_nothing(path: str) -> None:
+    instance = with_keys(api=True, admin=True)
+    reply = instance.client().post(path, json=GOOD)
+    assert reply.status_code in (401, 404)
+    assert instance.rotation.get_status()["moves"] == 0
+
+
+def test_it_answers_when_the_new_split_serves(
+    instance: Instance, client: TestClient
+) -> None:
+    reply = client.post(REALLOCATE, json=GOOD)
+    assert reply.status_code == 200
+    assert reply.json()["current_sm_allocation"] == GOOD
+    assert reply.json()["took_s"] >= 0
+    assert instance.rotation.current_allocation == SMAllocation(60, 40)
+    assert client.get(STATUS).json() == instance.get_status()
+
+
+def test_other_requests_are_answered_during_a_move(
+    instance: Instance, client: TestClient
+) -> None:
+    instance.mechanism.may_go_on.clear()
+    replies: list[Any] = []
+    mover = threading.Thread(
+        target=lambda: replies.append(client.post(REALLOCATE, json=GOOD))
+    )
+    mover.start()
+    assert instance.mechanism.entered.wait(10)
+    assert client.get(STATUS).status_code == 200
+    second = client.post(REALLOCATE, json=GOOD)
+    assert second.status_code == 409
+    assert "another request" in second.json()["error"]["message"]
+    assert not replies
+    instance.mechanism.may_go_on.set()
+    mover.join(10)
+    assert replies[0].status_code == 200
+    assert client.post(REALLOCATE, json=GOOD).status_code == 200
+
+
+def test_a_refused_move_is_a_conflict_with_its_reason(
+    instance: Instance, client: TestClient
+) -> None:
+    instance.mechanism.problem = "a worker did not take its cores in time"
+    reply = client.post(REALLOCATE, json=GOOD)
+    assert reply.status_code == 409
+    assert instance.mechanism.problem in reply.json()["error"]["message"]
+    unchanged = SMAllocation(70, 30).as_dict()
+    assert reply.json()["current_sm_allocation"] == unchanged
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[60, 40]", "not an object"),
+        ("null", "not an object"),
+        ("{}", "prefill_percentage is missing"),
+        ('{"prefill_percentage": 60}', "decode_percentage is missing"),
+        (json.dumps({**GOOD, "prefil": 1}), "'prefil' is not a field"),
+        (json.dumps({**GOOD, "prefill_percentage": 0}), "prefill_percentage=0"),
+        (json.dumps({**GOOD, "decode_percentage": 101}), "decode_percentage=101"),
+        (json.dumps({**GOOD, "prefill_percentage": 60.0}), "prefill_percentage=60.0"),
+        (json.dumps({**GOOD, "prefill_percentage": "60"}), "prefill_percentage='60'"),
+        (json.dumps({**GOOD, "prefill_percentage": True}), "prefill_percentage=True"),
+        ('{"prefill_percentage": NaN, "decode_percentage": 1}', "prefill_percentage"),
+        (json.dumps({**GOOD, "decode_percentage": 41}), "decode_percentage = 101"),
+        (json.dumps({**GOOD, "decode_percentage": ["a" * 2000]}), "decode_percentage"),
+        ("[" * 4000, "not"),
+        (" " * 5000, "4096 bytes"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_bad_input_is_one_line_that_names_the_field(
+    instance: Instance, client: TestClient, body: str, named: str
+) -> None:
+    reply = client.post(REALLOCATE, content=body)
+    assert reply.status_code == 400
+    message = reply.json()["error"]["message"]
+    assert named in message
+    assert "\n" not in message and len(message) < 400
+    assert instance.rotation.get_status()["moves"] == 0
+
+
+def test_reading_needs_get_and_moving_needs_post(client: TestClient) -> None:
+    assert client.post(STATUS).status_code == 405
+    assert client.get(REALLOCATE).status_code == 405
