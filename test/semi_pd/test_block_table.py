@@ -9,8 +9,10 @@ import time
 import numpy as np
 import pytest
 from sglang.semi_pd.memory.block_table import (
+    Answer,
     BlockTable,
     FencedError,
+    LabelledRow,
     LayoutMismatchError,
 )
 from sglang.semi_pd.memory.block_table_layout import Word
@@ -242,6 +244,85 @@ def test_the_dead_are_fenced_from_every_change(table, prefill):
 def test_a_table_without_worker_cannot_change(table):
     with pytest.raises(FencedError, match="no worker"):
         table.take_pages(1)
+
+
+def test_a_borrower_claims_what_its_owner_left(prefill, decode):
+    pages = prefill.take_pages(4)
+    prefill.share_pages(pages[:3], decode.lease.slot)
+    prefill.give_pages(pages)
+    assert decode.claim(pages[:2]).tolist() == pages[:2].tolist()
+    assert decode.refcounts(pages[:3]).tolist() == [1, 1, 1]
+    assert (decode.page_owners()[pages[:2]] == decode.lease.slot).all()
+    assert decode.unshare(pages[2:3]) == 1  # not claimed, so nobody's any more
+    decode.give_pages(pages[:2])
+    assert decode.usage().pages_free == decode.layout.num_pages
+
+
+def test_only_what_has_no_owner_is_claimed(prefill, decode):
+    pages = prefill.take_pages(2)
+    prefill.share_pages(pages, decode.lease.slot)
+    assert decode.claim(pages).tolist() == []
+    with pytest.raises(ValueError, match=r"claim: \[1\] not borrowed"):
+        prefill.claim(pages[:1])
+    assert decode.usage().borrows == 2
+
+
+def test_a_row_is_found_by_its_label(table, prefill, decode):
+    first, second = prefill.take_rows(2)
+    prefill.move_row(first, decode.lease.slot, 2**64 - 1)
+    prefill.move_row(second, decode.lease.slot)
+    assert table.labelled_rows(decode.lease.slot) == [LabelledRow(first, 2**64 - 1)]
+    decode.move_row(first, prefill.lease.slot)  # keeps its label
+    assert table.labelled_rows(prefill.lease.slot) == [LabelledRow(first, 2**64 - 1)]
+    prefill.give_rows([first])
+    assert prefill.take_rows(1) == [first]
+    assert table.labelled_rows(prefill.lease.slot) == []
+    with pytest.raises(ValueError, match="slot: 99"):
+        table.labelled_rows(99)
+
+
+def test_a_successor_inherits_everything(table, prefill, decode):
+    pages, rows = prefill.take_pages(5), prefill.take_rows(2)
+    lent = decode.take_pages(3)
+    prefill.share_pages(lent)
+    table.set_reserve(prefill.lease.slot, 4)
+    heir = table.bound_to(table.register_worker(InstanceRole.PREFILL, 2))
+    old, new = prefill.lease.slot, heir.lease.slot
+    report = table.inherit(old, new)
+    assert (report.pages, report.rows, report.borrows) == (5, 2, 3)
+    with pytest.raises(FencedError):
+        prefill.take_pages(1)
+    heir.give_pages(pages)
+    heir.give_rows(rows)
+    heir.unshare(lent)
+    assert table.usage().pages_reserved == 4
+    assert table.audit().ok
+    assert table.register_worker(InstanceRole.DECODE, 3).slot == old  # free again
+
+
+def test_inheriting_from_nobody_or_oneself_is_refused(table, prefill):
+    slot = prefill.lease.slot
+    with pytest.raises(ValueError, match="to_slot"):
+        table.inherit(slot, slot)
+    with pytest.raises(ValueError, match="from_slot"):
+        table.inherit(0, slot)
+    with pytest.raises(ValueError, match="no worker in slot 9"):
+        table.inherit(slot, 9)
+    assert len(prefill.take_pages(1)) == 1  # not fenced
+
+
+def test_workers_say_what_they_hold(table, prefill, decode):
+    prefill.take_pages(6)
+    prefill.publish_held(leased=1, cached=3)
+    prefill.publish_answer(Answer(7, is_busy=True))
+    usage = table.usage()
+    assert usage.leased_by_role["prefill"] == 1
+    assert usage.cached_by_role["prefill"] == 3
+    assert usage.running_by_role == {"resident": 0, "prefill": 2, "decode": 0}
+    assert decode.answer_of(prefill.lease.slot) == Answer(7, is_busy=True)
+    table.reclaim(prefill.lease.slot)
+    assert table.usage().cached_by_role["prefill"] == 0
+    assert decode.answer_of(prefill.lease.slot) == Answer(0, is_busy=False)
 
 
 def test_workers_come_and_go(table):

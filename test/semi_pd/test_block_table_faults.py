@@ -133,6 +133,45 @@ def test_death_of_the_supervisor_during_a_reclaim(step, repeat):
     assert_victim_leaves_all_but_the_lent(scene)
 
 
+@pytest.mark.parametrize("repeat", range(REPEATS))
+@pytest.mark.parametrize(
+    "step",
+    ["fenced", "summed", "begun", "borrowed", "counted", "borrows", "pages", "rows"],
+)
+def test_death_while_a_successor_inherits(step, repeat):
+    """Calling inherit again completes it; nothing is lost and nothing counted twice."""
+    scene = Scene()
+    heir = worker(scene.table, InstanceRole.PREFILL)
+    heir.share_pages(scene.lent[:3])  # both borrow some of the same
+    scene.table.set_reserve(scene.victim.lease.slot, 7)
+    slot, to_slot = scene.victim.lease.slot, heir.lease.slot
+    before = scene.table.refcounts(np.arange(1, PAGES + 1))
+    assert run_to_crash(f"inherit.{step}", lambda: scene.table.inherit(slot, to_slot))
+    assert_in_order(scene.table)
+    scene.table.inherit(slot, to_slot)
+    assert_in_order(scene.table)
+    assert (scene.table.refcounts(np.arange(1, PAGES + 1)) == before).all()
+    heir.give_rows(scene.rows)
+    heir.give_pages(scene.pages)
+    heir.unshare(scene.lent[:10])
+    heir.unshare(scene.lent[:3])
+    scene.victim = heir
+    assert_victim_leaves_all_but_the_lent(scene)
+
+
+@pytest.mark.parametrize("repeat", range(REPEATS))
+def test_death_while_claiming(repeat):
+    """Pages whose owner left are the dead's or nobody's, never lost."""
+    scene = Scene()
+    scene.survivor.give_pages(scene.lent[:10])
+    assert run_to_crash("claim.owned", lambda: scene.victim.claim(scene.lent[:10]))
+    assert_in_order(scene.table)
+    scene.table.reclaim(scene.victim.lease.slot)
+    assert_in_order(scene.table)
+    assert not scene.table.page_owners()[scene.lent[:10]].any()
+    scene.table.close()
+
+
 def churn(mine: BlockTable, seed: int) -> None:
     """Take, share, hand on and give for ever, checking that nobody has the same."""
     choose = random.Random(seed)

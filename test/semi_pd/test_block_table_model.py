@@ -22,6 +22,10 @@ CRASHES = st.sampled_from(
     + ["give.begun", "give.freed", "give.counted", "share.begun", "share.borrowed"]
     + ["move.begun", "move.owned", "move.counted", "unshare.dropped"]
 )
+INHERIT_CRASHES = st.sampled_from(
+    ["", "inherit.fenced", "inherit.summed", "inherit.begun", "inherit.borrowed"]
+    + ["inherit.counted", "inherit.borrows", "inherit.pages", "inherit.rows"]
+)
 
 
 class TableModel(RuleBasedStateMachine):
@@ -33,6 +37,7 @@ class TableModel(RuleBasedStateMachine):
         self.workers = [worker(self.table, role) for role in ROLES]
         self.pages: list[set[int]] = [set(), set()]
         self.rows: list[set[int]] = [set(), set()]
+        self.labels: dict[int, int] = {}
         self.borrows: list[Counter[int]] = [Counter(), Counter()]
         self.reserve = [0, 0]
 
@@ -79,6 +84,15 @@ class TableModel(RuleBasedStateMachine):
         self.workers[who].unshare(ids)
         self.borrows[who] -= Counter(ids)
 
+    @rule(who=WORKERS)
+    def claim(self, who: int) -> None:
+        """Orphans that a worker borrows become its own."""
+        borrowed = set(self.borrows[who])
+        orphans = sorted(borrowed - self.pages[0] - self.pages[1])
+        assert self.workers[who].claim(sorted(borrowed)).tolist() == orphans
+        self.pages[who] |= set(orphans)
+        self.borrows[who] -= Counter(orphans)
+
     @rule(who=WORKERS, amount=AMOUNTS)
     def hand_over(self, who: int, amount: int) -> None:
         ids = self.some(self.pages[who], amount)
@@ -97,18 +111,32 @@ class TableModel(RuleBasedStateMachine):
         taken = self.workers[who].take_rows(amount)
         assert (taken is None) == (amount > free)
         self.rows[who].update(taken or [])
+        for row in taken or []:
+            self.labels.pop(row, None)
 
     @precondition(lambda self: any(self.rows))
-    @rule(fate=st.sampled_from(("give", "move")))
-    def end_or_move_row(self, fate: str) -> None:
+    @rule(fate=st.sampled_from(("give", "move")), label=st.integers(0, 2**64 - 1))
+    def end_or_move_row(self, fate: str, label: int) -> None:
         who = 0 if self.rows[0] else 1
         row = min(self.rows[who])
         self.rows[who].remove(row)
         if fate == "give":
             self.workers[who].give_rows([row])
         else:
-            self.workers[who].move_row(row, self.workers[1 - who].lease.slot)
+            self.workers[who].move_row(row, self.workers[1 - who].lease.slot, label)
             self.rows[1 - who].add(row)
+            self.labels[row] = label or self.labels.get(row, 0)
+
+    @rule(who=WORKERS, point=INHERIT_CRASHES)
+    def succeed(self, who: int, point: str) -> None:
+        """A successor inherits everything; whoever arranges it may die in between."""
+        old = self.workers[who].lease.slot
+        self.workers[who] = worker(self.table, ROLES[who])
+        new = self.workers[who].lease.slot
+        if point:
+            run_to_crash(point, lambda: self.table.inherit(old, new))
+        self.table.inherit(old, new)
+        self.table.inherit(old, new)  # once more changes nothing
 
     @rule(who=WORKERS, point=CRASHES, keep=AMOUNTS)
     def kill_and_recover(self, who: int, point: str, keep: int) -> None:
@@ -159,11 +187,14 @@ class TableModel(RuleBasedStateMachine):
             assert set(np.flatnonzero(owners == slot).tolist()) == self.pages[who]
             row_owners = self.table.row_owners()
             assert set(np.flatnonzero(row_owners == slot).tolist()) == self.rows[who]
+            labels = {r: label for r in self.rows[who] if (label := self.labels.get(r))}
+            assert {r.row: r.label for r in self.table.labelled_rows(slot)} == labels
         in_use = set().union(*self.pages, *self.borrows)
         assert set(np.flatnonzero(owners).tolist()) == in_use
         usage = self.table.usage()
         assert usage.pages_free + len(in_use) == PAGES
         assert usage.borrows == sum(b.total() for b in self.borrows)
+        assert usage.pages_reserved == sum(self.reserve)
 
     def teardown(self) -> None:
         self.table.close()

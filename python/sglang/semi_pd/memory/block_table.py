@@ -8,17 +8,17 @@ take and update happen together or not at all, whichever process calls.
 from __future__ import annotations
 
 import numpy as np
-from sglang.semi_pd.memory.block_table_handle import (
-    SHOWN,
-    IdList,
-    TableHandle,
-    checked_ids,
-)
+from sglang.semi_pd.memory.block_table_core import MAX_BORROWS
+from sglang.semi_pd.memory.block_table_handle import TableHandle
 from sglang.semi_pd.memory.block_table_layout import LayoutMismatchError
+from sglang.semi_pd.memory.block_table_queries import SHOWN, IdList, checked_ids
 from sglang.semi_pd.memory.block_table_reports import (
+    Answer,
     AuditReport,
     BlockUsage,
     FencedError,
+    InheritReport,
+    LabelledRow,
     ReclaimReport,
     RowState,
     WorkerLease,
@@ -26,17 +26,18 @@ from sglang.semi_pd.memory.block_table_reports import (
 from sglang.semi_pd.memory.id_pool import FREE, IdPool, Ids, crash_point
 
 __all__ = [
+    "Answer",
     "AuditReport",
     "BlockTable",
     "BlockUsage",
     "FencedError",
+    "InheritReport",
+    "LabelledRow",
     "LayoutMismatchError",
     "ReclaimReport",
     "RowState",
     "WorkerLease",
 ]
-
-_MAX_BORROWS = 0xFFFF
 
 
 class BlockTable(TableHandle):
@@ -113,8 +114,8 @@ class BlockTable(TableHandle):
             free = pages[core.pages.owner[pages] == FREE]
             if len(free):
                 raise ValueError(f"share_pages: {free[:SHOWN].tolist()} are free")
-            if (core.state.page_borrowed[pages] == _MAX_BORROWS).any():
-                raise ValueError(f"share_pages: a page has {_MAX_BORROWS} references")
+            if (core.state.page_borrowed[pages] == MAX_BORROWS).any():
+                raise ValueError(f"share_pages: a page has {MAX_BORROWS} references")
             core.add_borrows(slot, pages)
 
     def unshare(self, ids: IdList) -> int:
@@ -127,10 +128,31 @@ class BlockTable(TableHandle):
         pages = checked_ids("unshare", ids, core.pages.capacity)
         with core:
             slot = core.fenced_slot(self._lease)
-            wrong = pages[core.state.page_borrows[slot, pages] == 0]
-            if len(wrong):
-                raise ValueError(f"unshare: {wrong[:SHOWN].tolist()} not borrowed")
+            self._require_borrowed("unshare", slot, pages)
             return core.drop_borrows(slot, pages, np.ones_like(pages))
+
+    def claim(self, ids: IdList) -> Ids:
+        """Own those of ``ids`` that nobody owns any more; one reference becomes that.
+
+        Returns the claimed pages, ascending: their owner has let go or died, and this
+        worker borrows them. References of others stay.
+
+        Raises:
+            ValueError: an id is out of range, twice, or not borrowed by this worker.
+        """
+        core, state = self._core, self._core.state
+        pages = checked_ids("claim", ids, core.pages.capacity)
+        with core:
+            slot = core.fenced_slot(self._lease)
+            self._require_borrowed("claim", slot, pages)
+            shared = state.layout.shared_slot
+            orphans = pages[state.page_owner[pages] == shared]
+            if len(orphans):
+                # Owner first: a page that lost its last reference would be freed.
+                core.pages.move(shared, orphans, slot)
+                crash_point("claim.owned")
+                core.drop_borrows(slot, orphans, np.ones_like(orphans))
+            return orphans
 
     # Request rows
 
@@ -152,6 +174,7 @@ class BlockTable(TableHandle):
             crash_point("rows.generation")
             state.row_committed[rows] = 0
             state.row_allocated[rows] = 0
+            state.row_label[rows] = 0
             return list(map(int, rows))
 
     def give_rows(self, rows: IdList) -> None:
@@ -165,8 +188,12 @@ class BlockTable(TableHandle):
         with core:
             core.rows.give(self._owner("give_rows", core.rows, ids), ids)
 
-    def move_row(self, row: int, to_slot: int) -> None:
+    def move_row(self, row: int, to_slot: int, label: int = 0) -> None:
         """Hand a row, with its lengths and generation, to another worker.
+
+        Args:
+            label: 64 bits by which the row is found again (``labelled_rows``), until it
+                is taken anew; 0 leaves the label as it is.
 
         Raises:
             ValueError: not this worker's row, or no worker in ``to_slot``.
@@ -175,7 +202,10 @@ class BlockTable(TableHandle):
         ids = checked_ids("move_row", [row], core.rows.capacity)
         with core:
             slot = self._owner("move_row", core.rows, ids)
-            core.rows.move(slot, ids, core.live_slot("to_slot", to_slot))
+            to_slot = core.live_slot("to_slot", to_slot)
+            if label:
+                core.state.row_label[row] = label
+            core.rows.move(slot, ids, to_slot)
 
     def set_committed(self, rows: IdList, lens: IdList) -> None:
         """Publish how many tokens of each row have their KV durably written.
@@ -206,6 +236,26 @@ class BlockTable(TableHandle):
             if (lengths < state.row_committed[ids]).any():
                 raise ValueError("lens: less allocated than committed")
             state.row_allocated[ids] = lengths
+
+    # What a worker says about itself; no lock, as nobody else writes it
+
+    def publish_held(self, *, leased: int, cached: int) -> None:
+        """Say how many of this worker's pages are ready unused, and evictable."""
+        if self._lease is not None:
+            state, slot = self._core.state, self._lease.slot
+            state.slot_leased[slot], state.slot_cached[slot] = leased, cached
+
+    def publish_answer(self, answer: Answer) -> None:
+        """Answer a request for pages, after giving what could be given."""
+        if self._lease is not None:
+            state, slot = self._core.state, self._lease.slot
+            state.slot_busy[slot] = answer.is_busy
+            state.slot_answered[slot] = answer.sequence
+
+    def _require_borrowed(self, what: str, slot: int, pages: Ids) -> None:
+        wrong = pages[self._core.state.page_borrows[slot, pages] == 0]
+        if len(wrong):
+            raise ValueError(f"{what}: {wrong[:SHOWN].tolist()} not borrowed")
 
     def _owner(self, what: str, pool: IdPool, ids: Ids) -> int:
         """This worker's slot, having checked that it owns all of ``ids``."""

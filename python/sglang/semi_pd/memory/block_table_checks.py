@@ -8,6 +8,7 @@ from sglang.semi_pd.memory.block_table_layout import TableState, Word
 from sglang.semi_pd.memory.block_table_reports import AuditReport, BlockUsage
 from sglang.semi_pd.memory.id_pool import (
     FREE,
+    INHERIT,
     NOTHING,
     REBUILD,
     IdPool,
@@ -29,6 +30,8 @@ def repair(state: TableState, pages: IdPool, rows: IdPool) -> None:
     """
     pages.apply_journal()
     rows.apply_journal()
+    if state.words[Word.JOURNAL_OP] == INHERIT:
+        finish_inheriting_borrows(state)
     crash_point("repair.journal")
     state.words[Word.JOURNAL_OP] = REBUILD
     _recount_borrows(state)
@@ -39,6 +42,14 @@ def repair(state: TableState, pages: IdPool, rows: IdPool) -> None:
     state.words[Word.REPAIRS] += 1
     crash_point("repair.rebuilt")
     state.words[Word.JOURNAL_OP] = NOTHING
+
+
+def finish_inheriting_borrows(state: TableState) -> None:
+    """Make the sums in scratch the heir's references, the giver's none. Idempotent."""
+    words, borrows = state.words, state.page_borrows
+    borrows[words[Word.JOURNAL_BASE]] = borrows[FREE]
+    crash_point("inherit.borrowed")
+    borrows[words[Word.JOURNAL_SLOT]] = 0
 
 
 def _borrow_sums(state: TableState) -> tuple[Ids, Ids]:
@@ -53,6 +64,7 @@ def _borrow_sums(state: TableState) -> tuple[Ids, Ids]:
 
 def _recount_borrows(state: TableState) -> None:
     """Take every borrow count from ``page_borrows``; free what nobody holds."""
+    state.page_borrows[FREE] = 0  # scratch
     per_page, per_slot = _borrow_sums(state)
     state.page_borrowed[:] = per_page
     for slot, count in enumerate(per_slot.tolist()):
@@ -116,10 +128,14 @@ def _slot_violations(state: TableState) -> list[str]:
 def usage(state: TableState, pages: IdPool, rows: IdPool) -> BlockUsage:
     """Copy the counters; costs the same for any number of pages."""
     words, lock = state.words, state.mutex.stats()
-    by_role = {role.value: 0 for role in ROLES}
     live = [slot for slot, role in enumerate(state.slot_role) if role != NO_ROLE]
-    for slot in live:
-        by_role[ROLES[state.slot_role[slot] - 1].value] += state.slot_pages[slot]
+
+    def by_role(counts: memoryview) -> dict[str, int]:
+        sums = {role.value: 0 for role in ROLES}
+        for slot in live:
+            sums[ROLES[state.slot_role[slot] - 1].value] += counts[slot]
+        return sums
+
     return BlockUsage(
         page_size=state.layout.page_size,
         pages_total=pages.capacity,
@@ -128,7 +144,9 @@ def usage(state: TableState, pages: IdPool, rows: IdPool) -> BlockUsage:
         pages_shared=state.slot_pages[state.layout.shared_slot],
         pages_reserved=words[Word.RESERVE_TOTAL],
         pages_by_slot={slot: state.slot_pages[slot] for slot in live},
-        pages_by_role=by_role,
+        pages_by_role=by_role(state.slot_pages),
+        leased_by_role=by_role(state.slot_leased),
+        cached_by_role=by_role(state.slot_cached),
         borrows=words[Word.BORROW_TOTAL],
         rows_total=rows.capacity,
         rows_free=rows.free,

@@ -6,10 +6,17 @@ from __future__ import annotations
 from types import TracebackType
 
 import numpy as np
-from sglang.semi_pd.memory.block_table_checks import NO_ROLE, ROLES, repair
+from sglang.semi_pd.memory.block_table_checks import (
+    NO_ROLE,
+    ROLES,
+    finish_inheriting_borrows,
+    repair,
+)
 from sglang.semi_pd.memory.block_table_layout import TableState, Word
 from sglang.semi_pd.memory.block_table_reports import FencedError, WorkerLease
 from sglang.semi_pd.memory.id_pool import (
+    FREE,
+    INHERIT,
     NOTHING,
     UPDATE,
     IdPool,
@@ -18,6 +25,8 @@ from sglang.semi_pd.memory.id_pool import (
     crash_point,
 )
 from sglang.semi_pd.utils import InstanceRole
+
+MAX_BORROWS = 0xFFFF
 
 
 class TableCore:
@@ -123,6 +132,8 @@ class TableCore:
         state = self.state
         state.slot_epoch[slot] += 1
         self.set_reserve(slot, 0)
+        state.slot_leased[slot] = state.slot_cached[slot] = 0
+        state.slot_answered[slot] = state.slot_busy[slot] = 0
         state.slot_role[slot] = NO_ROLE
 
     def set_reserve(self, slot: int, num_pages: int) -> None:
@@ -182,3 +193,29 @@ class TableCore:
         if len(freed):
             self.pages.give(shared, freed)
         return len(freed)
+
+    def require_room_for_borrows(self, slot: int, heir: int) -> None:
+        """Raise ValueError if ``heir`` cannot count the references of ``slot`` too."""
+        borrows = self.state.page_borrows
+        both = borrows[slot].astype(np.int64) + borrows[heir]
+        if (both > MAX_BORROWS).any():
+            raise ValueError(f"to_slot: a page has more than {MAX_BORROWS} references")
+
+    def move_borrows(self, slot: int, heir: int) -> int:
+        """Make all references of ``slot`` those of ``heir``; returns how many."""
+        state = self.state
+        moved = state.slot_borrows[slot]
+        if not moved:
+            return 0
+        self.begin_update()
+        state.page_borrows[FREE] = state.page_borrows[slot] + state.page_borrows[heir]
+        crash_point("inherit.summed")
+        self.journal.begin(INHERIT, 0, slot, heir, 0)
+        crash_point("inherit.begun")
+        finish_inheriting_borrows(state)
+        state.slot_borrows[slot] -= moved
+        state.slot_borrows[heir] += moved
+        crash_point("inherit.counted")
+        state.page_borrows[FREE] = 0
+        self.journal.end()
+        return int(moved)

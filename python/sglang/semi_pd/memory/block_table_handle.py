@@ -4,32 +4,27 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 from sglang.semi_pd.memory import block_table_checks as checks
 from sglang.semi_pd.memory.block_table_core import TableCore
 from sglang.semi_pd.memory.block_table_layout import BlockTableLayout, TableState, Word
-from sglang.semi_pd.memory.block_table_reclaim import reclaim_slot
+from sglang.semi_pd.memory.block_table_queries import (
+    IdList,
+    TableQueries,
+    checked_ids,
+)
+from sglang.semi_pd.memory.block_table_reclaim import inherit_slot, reclaim_slot
 from sglang.semi_pd.memory.block_table_reports import (
-    AuditReport,
-    BlockUsage,
+    InheritReport,
     ReclaimReport,
-    RowState,
     WorkerLease,
 )
-from sglang.semi_pd.memory.id_pool import FREE, Ids
 from sglang.semi_pd.memory.robust_mutex import DEFAULT_TIMEOUT_S
 from sglang.semi_pd.utils import InstanceRole
 from typing_extensions import Self
 
-IdList = Sequence[int] | npt.NDArray[np.int64]
 
-SHOWN = 8  # ids named in an error
-
-
-class TableHandle:
+class TableHandle(TableQueries):
     """One process's view of a block table; it speaks for the worker it is bound to."""
 
     def __init__(self, core: TableCore, lease: WorkerLease | None = None) -> None:
@@ -195,78 +190,21 @@ class TableHandle:
                 core.live_slot("new_owner", new_owner)
             return reclaim_slot(core, slot, pages, rows, new_owner)
 
-    def audit(self) -> AuditReport:
-        """Check every page, row and counter; it lists violations and mends nothing."""
-        core = self._core
-        with core:
-            return checks.audit(core.state, core.pages, core.rows)
+    def inherit(self, from_slot: int, to_slot: int) -> InheritReport:
+        """Give all that one worker owns, borrows and has reserved to its successor.
 
-    def usage(self) -> BlockUsage:
-        """One consistent copy of all counters; O(workers), not O(pages)."""
-        core = self._core
-        with core:
-            return checks.usage(core.state, core.pages, core.rows)
-
-    def row_state(self, row: int) -> RowState:
-        """Owner, generation and lengths of one row, read without the lock.
+        One section; the predecessor's lease is void from its first instant. Needs no
+        lease: a supervisor calls it. If its caller is killed half way, calling it again
+        completes it.
 
         Raises:
-            ValueError: no such row.
+            ValueError: unknown slots, the same slot twice, no worker in ``to_slot``, or
+                a page would get more than 65,535 references from it.
         """
-        state = self._core.state
-        if not 1 <= row <= state.layout.num_rows:
-            raise ValueError(f"row: {row} is not within 1..{state.layout.num_rows}")
-        return RowState(
-            owner=int(state.row_owner[row]),
-            generation=int(state.row_generation[row]),
-            committed=int(state.row_committed[row]),
-            allocated=int(state.row_allocated[row]),
-        )
-
-    def page_owners(self) -> npt.NDArray[np.uint16]:
-        """Copy of the owner slot of each page, shape (num_pages + 1,); 0 is free."""
-        with self._core:
-            return np.array(self._core.state.page_owner, dtype=np.uint16)
-
-    def row_owners(self) -> npt.NDArray[np.uint16]:
-        """Copy of the owner slot of each row, shape (num_rows + 1,); 0 is free."""
-        with self._core:
-            return np.array(self._core.state.row_owner, dtype=np.uint16)
-
-    def refcounts(self, ids: IdList) -> Ids:
-        """Holders of each page, shape (len(ids),): its owner and all references.
-
-        Raises:
-            ValueError: an id is out of range or not an integer.
-        """
-        state = self._core.state
-        checked_ids("refcounts", ids, state.layout.num_pages)
-        pages = np.asarray(ids, dtype=np.int64)
-        with self._core:
-            owners = state.page_owner[pages]
-            owned = (owners != FREE) & (owners != state.layout.shared_slot)
-            return np.asarray(owned + state.page_borrowed[pages], dtype=np.int64)
-
-
-def checked_ids(name: str, ids: IdList | None, capacity: int) -> Ids:
-    """``ids`` as sorted int64, shape (n,), checked to exist and to be different.
-
-    Raises:
-        ValueError: naming the argument and the first wrong ids.
-    """
-    given = np.asarray([] if ids is None else ids)
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise ValueError(f"{name}: need a flat list of integers, got {given!r}")
-    found = given.astype(np.int64)
-    if not len(found):
-        return found
-    found.sort()
-    if found[0] < 1 or found[-1] > capacity:
-        wrong = found[(found < 1) | (found > capacity)]
-        raise ValueError(
-            f"{name}: {wrong[:SHOWN].tolist()} are not within 1..{capacity}"
-        )
-    twice = found[1:] == found[:-1]
-    if np.count_nonzero(twice):  # a third of the cost of twice.any()
-        raise ValueError(f"{name}: {found[1:][twice][:SHOWN].tolist()} given twice")
-    return found
+        core = self._core
+        if not 1 <= from_slot < self.layout.shared_slot:
+            raise ValueError(f"from_slot: {from_slot} is not a worker slot")
+        if from_slot == to_slot:
+            raise ValueError(f"to_slot: {to_slot} cannot inherit from itself")
+        with core:
+            return inherit_slot(core, from_slot, core.live_slot("to_slot", to_slot))

@@ -15,7 +15,7 @@ from sglang.semi_pd.memory.robust_mutex import REGION_BYTES, RobustMutex
 from sglang.semi_pd.memory.shared_memory import SharedMemory
 
 MAGIC = int.from_bytes(b"SEMIPDBT", "little")
-VERSION = 1
+VERSION = 2
 MAX_WORKERS = 1024
 MAX_IDS = 1 << 31
 HEADER_WORDS = 64
@@ -93,7 +93,9 @@ class BlockTableLayout:
         """Name, dtype and shape of each array, in the order they lie.
 
         Slot 0 stands for "free", 1..num_workers for workers, the last for
-        ``shared_slot``. Page 0 and row 0 are padding.
+        ``shared_slot``. Page 0 and row 0 are padding. ``page_borrows[0]`` is scratch
+        for ``inherit``. ``slot_leased`` and the three after it are written by the
+        slot's worker alone, without the lock.
         """
         slots, pages, rows = self.num_workers + 2, self.num_pages + 1, self.num_rows + 1
         return (
@@ -104,6 +106,10 @@ class BlockTableLayout:
             ("slot_pages", "i8", (slots,)),
             ("slot_rows", "i8", (slots,)),
             ("slot_borrows", "i8", (slots,)),
+            ("slot_leased", "i8", (slots,)),
+            ("slot_cached", "i8", (slots,)),
+            ("slot_answered", "i8", (slots,)),
+            ("slot_busy", "i8", (slots,)),
             ("page_owner", "u2", (pages,)),
             ("page_stack", "i8", (pages,)),
             ("page_borrowed", "u2", (pages,)),
@@ -113,6 +119,7 @@ class BlockTableLayout:
             ("row_generation", "i8", (rows,)),
             ("row_committed", "i8", (rows,)),
             ("row_allocated", "i8", (rows,)),
+            ("row_label", "u8", (rows,)),
         )
 
     def offsets(self) -> tuple[dict[str, int], int]:
@@ -158,6 +165,10 @@ class TableState:
         self.slot_pages = view("slot_pages").data
         self.slot_rows = view("slot_rows").data
         self.slot_borrows = view("slot_borrows").data
+        self.slot_leased = view("slot_leased").data
+        self.slot_cached = view("slot_cached").data
+        self.slot_answered = view("slot_answered").data
+        self.slot_busy = view("slot_busy").data
         self.page_owner = view("page_owner")
         self.page_stack = view("page_stack")
         self.page_borrowed = view("page_borrowed")
@@ -167,6 +178,7 @@ class TableState:
         self.row_generation = view("row_generation")
         self.row_committed = view("row_committed")
         self.row_allocated = view("row_allocated")
+        self.row_label = view("row_label")
 
     @classmethod
     def create(cls, layout: BlockTableLayout) -> TableState:

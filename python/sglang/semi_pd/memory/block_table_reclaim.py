@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to the pages and rows of a worker that died."""
+"""What happens to the pages and rows of a worker that died or has a successor."""
 
 from __future__ import annotations
 
 import numpy as np
 from sglang.semi_pd.memory.block_table_core import TableCore
-from sglang.semi_pd.memory.block_table_reports import ReclaimReport
+from sglang.semi_pd.memory.block_table_reports import InheritReport, ReclaimReport
 from sglang.semi_pd.memory.id_pool import IdPool, Ids, crash_point
 
 
@@ -46,6 +46,30 @@ def reclaim_slot(
         rows_kept=len(keep_rows),
         borrows_dropped=int(counts.sum()),
     )
+
+
+def inherit_slot(core: TableCore, slot: int, heir: int) -> InheritReport:
+    """Void the lease of ``slot`` and make ``heir`` own, borrow and reserve what it did.
+
+    Runs inside the section. As in ``reclaim_slot``, each step can be repeated.
+    """
+    state = core.state
+    core.require_room_for_borrows(slot, heir)
+    state.slot_epoch[slot] += 1
+    crash_point("inherit.fenced")
+    borrows = core.move_borrows(slot, heir)
+    crash_point("inherit.borrows")
+    pages, rows = core.pages.owned_by(slot), core.rows.owned_by(slot)
+    if len(pages):
+        core.pages.move(slot, pages, heir)
+    crash_point("inherit.pages")
+    if len(rows):
+        core.rows.move(slot, rows, heir)
+    crash_point("inherit.rows")
+    if state.slot_reserve[slot]:
+        core.set_reserve(heir, state.slot_reserve[slot])
+    core.clear_slot(slot)
+    return InheritReport(pages=len(pages), rows=len(rows), borrows=borrows)
 
 
 def _require_keepable(

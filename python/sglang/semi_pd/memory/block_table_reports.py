@@ -40,6 +40,36 @@ class RowState:
     allocated: int
 
 
+@dataclass(frozen=True, slots=True)
+class LabelledRow:
+    """A row that was handed over, and the label its giver put on it."""
+
+    row: int
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker says to whoever asked it for pages.
+
+    Attributes:
+        sequence: number of the last question it has answered.
+        is_busy: it computes something that will end and then free or hand over pages.
+    """
+
+    sequence: int
+    is_busy: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InheritReport:
+    """What went from a worker to its successor; references in ``borrows``."""
+
+    pages: int
+    rows: int
+    borrows: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReclaimReport:
     """What a dead worker left behind and where it went.
@@ -79,7 +109,10 @@ class BlockUsage:
     """A consistent snapshot of the counters of one table.
 
     ``pages_by_role`` adds up the slots of a role; pages in nobody's hands but borrowed
-    are in ``pages_shared``. Lock times in nanoseconds; uncontended locking counts zero.
+    are in ``pages_shared``. Of a role's pages, ``leased_by_role`` are held ready and
+    ``cached_by_role`` are in the prefix cache and in no request's use, as the workers
+    last said; the others belong to requests. Lock times in nanoseconds; uncontended
+    locking counts zero.
     """
 
     page_size: int
@@ -90,6 +123,8 @@ class BlockUsage:
     pages_reserved: int
     pages_by_slot: dict[int, int]
     pages_by_role: dict[str, int]
+    leased_by_role: dict[str, int]
+    cached_by_role: dict[str, int]
     borrows: int
     rows_total: int
     rows_free: int
@@ -102,6 +137,14 @@ class BlockUsage:
     repairs: int
     audits_run: int
     audits_failed: int
+
+    @property
+    def running_by_role(self) -> dict[str, int]:
+        """Pages of each role that requests hold."""
+        return {
+            role: max(0, owned - self.leased_by_role[role] - self.cached_by_role[role])
+            for role, owned in self.pages_by_role.items()
+        }
 
     @property
     def pages_used(self) -> int:

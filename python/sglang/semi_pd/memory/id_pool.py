@@ -25,6 +25,7 @@ GIVE = 2  # finish: the ids are free
 MOVE = 3  # undo: the ids belong to the giver
 REBUILD = 4  # the stack is no longer to be trusted as a journal, only owner[]
 UPDATE = 5  # something else changed: only the caches need rebuilding
+INHERIT = 6  # finish: the sums of borrows in scratch are the heir's
 
 # Tests put a function here to end the process at a named instant.
 _crash_point: Callable[[str], None] | None = None
