@@ -11,7 +11,7 @@ import pytest
 from sglang.semi_pd import hooks
 from sglang.semi_pd.config import SemiPDConfig, for_role, resolve
 from sglang.semi_pd.errors import ConfigError, UpstreamMismatchError
-from sglang.semi_pd.launch import flag_rules, model_family, preflight
+from sglang.semi_pd.launch import flag_rules, model_family, typed_flags, upstream_source
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 
@@ -88,7 +88,9 @@ class TestFlags:
         parser = argparse.ArgumentParser()
         ServerArgs.add_cli_args(parser)
         section = parser.format_help().split("\nSemi-PD:\n")[1]
-        assert all(f"\n  {flag}" in section for flag in preflight.OUR_FLAGS - UPSTREAMS)
+        assert all(
+            f"\n  {flag}" in section for flag in typed_flags.OUR_FLAGS - UPSTREAMS
+        )
 
     def test_preflight_knows_every_flag_of_upstream(self) -> None:
         from sglang.srt.server_args import ServerArgs
@@ -96,9 +98,9 @@ class TestFlags:
         parser = argparse.ArgumentParser()
         ServerArgs.add_cli_args(parser)
         options = {name for action in parser._actions for name in action.option_strings}
-        known = preflight.known_flags(preflight._sglang_root())
+        known = upstream_source.known_flags(upstream_source.root())
         long = {name for name in options if name.startswith("--")}
-        assert long - known - preflight.OUR_FLAGS == set()
+        assert long - known - typed_flags.OUR_FLAGS == set()
         fields_without_flag = {"--stat-loggers", "--custom-sigquit-handler"}
         assert known - long == {"--model-type"} | fields_without_flag
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sglang.semi_pd.launch import flag_rules, preflight
+from sglang.semi_pd.launch import flag_rules, typed_flags
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GUIDES = ("semi_pd_guide.md", "semi_pd_guide_zh.md")
@@ -101,7 +101,7 @@ def code_without_words(code: str) -> str:
 @pytest.mark.parametrize("guide", GUIDES)
 def test_flag_tables_are_complete_and_true(guide: str) -> None:
     rows = dict(_FLAG_ROW.findall(text_of(guide)))
-    assert {f"--{name}" for name in rows} == preflight.OUR_FLAGS
+    assert {f"--{name}" for name in rows} == typed_flags.OUR_FLAGS
     for field, default in flag_rules.SHARES.items():
         assert rows[field.replace("_", "-")] == str(default)
     for field, (_, number, _) in flag_rules.NUMBERS.items():

@@ -28,6 +28,7 @@ def warm() -> None:
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (tmp_path / "model.safetensors").write_bytes(bytes(64))
     return str(tmp_path)
 
 

@@ -117,14 +117,7 @@ def check_supported(server_args: ServerArgs) -> None:
         if not limit.accepts(value):
             raise limit.error(value)
     config = model_family.read_config(server_args.model_path, server_args.revision)
-    kind = model_family.unsupported_kind(config)
-    if kind:
-        raise ConfigError(
-            f"model {server_args.model_path} is refused",
-            why=f"Semi-PD does not support {kind} yet",
-            mend="supported: text models with full attention in every layer, such as "
-            "Llama and Qwen; or drop the Semi-PD flags",
-        )
+    model_family.require_supported(config, server_args.model_path)
 
 
 def resolve(server_args: ServerArgs) -> ServerArgs:

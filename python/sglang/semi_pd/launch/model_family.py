@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from sglang.semi_pd.errors import ConfigError
+
 Config = Mapping[str, Any]
 
 _STATE_KEYS = (
@@ -76,6 +78,22 @@ def unsupported_kind(config: Config | None) -> str:
     if _text_config(config).get("index_topk"):
         return "models with sparse attention"
     return ""
+
+
+def require_supported(config: Config | None, model: str) -> None:
+    """Refuse a kind of model that Semi-PD does not serve.
+
+    Raises:
+        ConfigError: naming the kind.
+    """
+    kind = unsupported_kind(config)
+    if kind:
+        raise ConfigError(
+            f"model {model} is refused",
+            why=f"Semi-PD does not support {kind} yet",
+            mend="supported: text models with full attention in every layer, such as "
+            "Llama and Qwen; or drop the Semi-PD flags",
+        )
 
 
 def _text_config(config: Config) -> Config:

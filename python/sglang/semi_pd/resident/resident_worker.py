@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.launch.start_progress import Phase
 from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.memory.memory_arena import ArenaBuilder, TensorRef
 from sglang.semi_pd.resident.model_image import take_image
@@ -48,21 +50,27 @@ SUPPORTED_POOLS = (MHATokenToKVPool, MLATokenToKVPool)
 class Resident:
     """The memory of one rank and the book of who may use it."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, enter: Callable[[str], None]) -> None:
         self._started = time.monotonic()
         publish(spec.server_args, role="weight_cache_daemon")
         builder = ArenaBuilder(torch.device(spec.device))
         supply = SupplyNew(builder)
         install_resident(supply, spec.pool_bytes)
+        enter("loading the weights")
         worker = TpModelWorker(
             spec.server_args,
             spec.gpu_id,
             _parallel_state(spec),
             spec.port_args.nccl_port,
         )
+        enter("weights loaded; sizing the KV cache")
         worker.alloc_memory_pool()
         runner = worker.model_runner
         _require_supported(runner.token_to_kv_pool)
+        enter(
+            f"KV cache has room for {runner.max_total_num_tokens} tokens; moving "
+            "weights and KV cache into shared memory"
+        )
         self._builder = builder
         self._manifest = _describe(runner, builder, supply)
         self._table = BlockTable.create(
@@ -92,7 +100,7 @@ def serve(spec: WorkerSpec, ready: Connection) -> None:
     """Body of the resident process; returns when it is told to end."""
     # Before any thread exists: they inherit it, and a signal must wait for sigwait.
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
-    resident = Resident(spec)
+    resident = Resident(spec, lambda doing: ready.send(Phase(doing)))
     ResidentServer(spec.resident_socket, resident.answer).start()
     ready.send(resident.init_info())
     signal.sigwait(END_SIGNALS)

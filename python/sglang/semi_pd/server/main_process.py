@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.hooks import require_applied
+from sglang.semi_pd.launch import start_progress
 from sglang.semi_pd.server import fork_server, run_directory
 from sglang.semi_pd.utils import InstanceRole
 
@@ -29,6 +30,7 @@ Original = Callable[..., Any]
 
 _ENGINE = "sglang.srt.entrypoints.engine.Engine"
 _SERVE = "sglang.srt.entrypoints.http_server._setup_and_run_http_server"
+_WARM_UP = "sglang.srt.entrypoints.http_server._wait_and_warmup"
 _LOAD_PATH = "sglang.srt.managers.load_snapshot.shm_path_for"
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 
@@ -74,6 +76,7 @@ class MainProcessHooks:
         self.coordinator = coordinator
         run_directory.adopt_sockets(coordinator.run_directory, port_args)
         self._extend_http_server(coordinator)
+        start_progress.enter("starting resident, prefill and decode")
         group = coordinator.start_processes(port_args)
         processes = [worker.process for worker in group.workers]
         infos: list[dict[str, Any]] = []
@@ -186,10 +189,19 @@ class MainProcessHooks:
         try:
             original(*args, **options)
         finally:
+            start_progress.end()
             self._stop_watchdog()
             coordinator.end_processes()
             self.coordinator = None
             logger.info("Semi-PD has ended; every process is gone")
+
+    def warm_up(
+        self, original: Original, server_args: ServerArgs, *args: Any, **options: Any
+    ) -> None:
+        """The HTTP server is up: its own first request is the last step of a start."""
+        start_progress.enter("answering a first request of its own")
+        original(server_args, *args, **options)
+        start_progress.end(f"ready: {server_args.url()}")
 
     def send_to_worker(self, role: InstanceRole, message: Any) -> None:
         """Send a message of our own to the worker of a role, from any thread."""
@@ -207,8 +219,9 @@ class MainProcessHooks:
 
         http_routes.install(http_server.app, coordinator)
         HookRegistry.register(_SERVE, self.serve, HookType.AROUND)
+        HookRegistry.register(_WARM_UP, self.warm_up, HookType.AROUND)
         HookRegistry.apply_hooks()
-        require_applied([_SERVE])
+        require_applied([_SERVE, _WARM_UP])
 
     @staticmethod
     def _stop_watchdog() -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.config import SemiPDConfig, for_role
 from sglang.semi_pd.errors import WorkerStartError
+from sglang.semi_pd.launch import start_progress
 from sglang.semi_pd.partition.cpu_share import cores_for
 from sglang.semi_pd.server import fork_server
 from sglang.semi_pd.utils import InstanceRole
@@ -44,6 +45,11 @@ class Worker:
     spec: WorkerSpec
     process: BaseProcess
     ready: Connection
+
+    @property
+    def name(self) -> str:
+        """Its role, and its rank where there are several."""
+        return self.spec.title.removeprefix("sglang::semi_pd_")
 
     @property
     def pid(self) -> int:
@@ -88,8 +94,12 @@ class WorkerGroup:
         while waiting:
             spoke = wait([worker.ready for worker in waiting])
             for worker in [w for w in waiting if w.ready in spoke]:
+                info = _said(worker)
+                if isinstance(info, start_progress.Phase):
+                    start_progress.enter(info.doing, worker.name)
+                    continue
                 waiting.remove(worker)
-                info = _ready_info(worker)
+                start_progress.leave("ready", worker.name)
                 if worker.spec.tp_rank == 0:
                     said[worker.spec.role] = info
                 logger.info("%s is ready (pid %d)", worker.spec.title, worker.pid)
@@ -174,7 +184,8 @@ def role_server_args(server_args: ServerArgs, role: InstanceRole) -> ServerArgs:
     return for_role(server_args, role.value, **changes)
 
 
-def _ready_info(worker: Worker) -> dict[str, Any]:
+def _said(worker: Worker) -> Any:
+    """A phase of its start, or the last it says: what it has to tell of itself."""
     try:
         return worker.ready.recv()
     except EOFError:

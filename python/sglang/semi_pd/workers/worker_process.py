@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import setproctitle
 import torch
 from sglang.semi_pd.errors import SemiPDError
+from sglang.semi_pd.launch.start_progress import Phase
 from sglang.semi_pd.partition.cpu_share import take_cores
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers import numerics_gate
@@ -56,13 +57,16 @@ def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
     device = torch.device(spec.device)
     if device.type == "cuda":
         numerics_gate.check(device, spec.percentage)
+    ready.send(Phase("waiting for the resident's memory"))
     memory = ResidentMemory.attach(
         spec.resident_socket,
         role=spec.role,
         generation=spec.generation,
         device=device,
     )
+    ready.send(Phase("attached; building the model over it"))
     scheduler_class.spec, scheduler_class.memory = spec, memory
+    scheduler_class.enter = lambda doing: ready.send(Phase(doing))
     install_worker(memory, scheduler_class)
     upstream.run_scheduler_process(
         spec.server_args,

@@ -22,8 +22,9 @@ class WorkerScheduler(Scheduler):
     """SGLang's scheduler as one of two over the same memory.
 
     Attributes:
-        spec, memory: set once per process, before the scheduler is made: SGLang's
-            constructor already builds pools and sockets with them.
+        spec, memory, enter: set once per process, before the scheduler is made, for
+            SGLang's constructor already builds pools and sockets with them. ``enter``
+            tells the main process what the start is at.
         queue_replacement: upstream's queue class of the role, by dotted name, and the
             one to use in its place.
         around: further hooks of the role, by the dotted name of what they wrap.
@@ -31,6 +32,7 @@ class WorkerScheduler(Scheduler):
 
     spec: ClassVar[WorkerSpec]
     memory: ClassVar[ResidentMemory]
+    enter: ClassVar[Callable[[str], None]]
     queue_replacement: ClassVar[dict[str, type]]
     around: ClassVar[dict[str, Callable[..., Any]]] = {}
 
@@ -45,6 +47,11 @@ class WorkerScheduler(Scheduler):
         self._request_dispatcher += TypeBasedDispatcher(
             [(TakeCores, lambda message: take_cores(message.cores))]
         )
+
+    def init_all_cuda_graphs(self) -> None:
+        if not self.server_args.disable_cuda_graph:
+            type(self).enter("capturing graphs")
+        super().init_all_cuda_graphs()
 
     def _end_soon(self, *_: object) -> None:
         self.gracefully_exit = True

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MPS daemons that are not ours: CUDA programs join one without being asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sglang.semi_pd.errors import ConfigError
+
+CONTROL = "nvidia-cuda-mps-control"
+PIPE_DIRECTORY = "CUDA_MPS_PIPE_DIRECTORY"
+DEFAULT_PIPES = "/tmp/nvidia-mps"
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """A control daemon and the directory of its pipes."""
+
+    pid: int
+    pipes: str
+
+
+def running() -> Iterator[Daemon]:
+    """The control daemons of this user, or of all users for root."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            program = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]
+            if os.path.basename(os.fsdecode(program)) != CONTROL:
+                continue
+            environ = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            continue
+        prefix = f"{PIPE_DIRECTORY}=".encode()
+        pipes = [one for one in environ.split(b"\0") if one.startswith(prefix)]
+        path = pipes[0][len(prefix) :].decode(errors="replace") if pipes else ""
+        yield Daemon(int(pid), path or DEFAULT_PIPES)
+
+
+def require_no_stranger(environ: Mapping[str, str]) -> None:
+    """Refuse to serve where a process would join somebody else's daemon.
+
+    Raises:
+        ConfigError: with the commands that mend it.
+    """
+    inherited = environ.get(PIPE_DIRECTORY)
+    if inherited:
+        raise ConfigError(
+            f"{PIPE_DIRECTORY}={inherited} is refused",
+            why="it names an MPS daemon that is not ours; Semi-PD runs its own",
+            mend=f"unset {PIPE_DIRECTORY} CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
+        )
+    for daemon in running():
+        if os.path.realpath(daemon.pipes) == DEFAULT_PIPES:
+            raise ConfigError(
+                f"an MPS daemon (pid {daemon.pid}) serves {DEFAULT_PIPES}",
+                why="every CUDA program joins that one, Semi-PD's processes too",
+                mend=f"end its programs, then run: echo quit | {CONTROL}",
+            )
