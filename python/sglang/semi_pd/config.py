@@ -36,6 +36,7 @@ class SemiPDConfig:
     decode_percent: int
     overlap_allowed: bool
     partition_backend: str
+    worker_hang_timeout_s: float
 
     @classmethod
     def from_server_args(cls, server_args: ServerArgs) -> SemiPDConfig:
@@ -60,6 +61,7 @@ class SemiPDConfig:
             decode_percent=server_args.initial_decode_sm,
             overlap_allowed=server_args.enable_sm_overlap,
             partition_backend=server_args.sm_partition_backend,
+            worker_hang_timeout_s=server_args.worker_hang_timeout,
         )
 
     @property

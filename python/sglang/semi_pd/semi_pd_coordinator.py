@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from concurrent.futures import Future
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +32,24 @@ from sglang.semi_pd.process_rotation_manager import (
 from sglang.semi_pd.resident.resident_channel import AttachRequest, attach
 from sglang.semi_pd.server import fork_server, main_process, run_directory
 from sglang.semi_pd.server.http_thread import ServerThread
+from sglang.semi_pd.server.rotation import Rotation, SplitByRotation
 from sglang.semi_pd.server.slo_service import SLOService
-from sglang.semi_pd.server.worker_group import WorkerGroup, input_address
+from sglang.semi_pd.server.supervisor import Supervisor
+from sglang.semi_pd.server.switchboard import Switchboard
+from sglang.semi_pd.server.worker_group import WorkerGroup
 from sglang.semi_pd.sm_allocation import SMAllocation
 from sglang.semi_pd.utils import InstanceRole
+from sglang.semi_pd.workers.messages import HasLeft
 from sglang.semi_pd.workers.worker_spec import load_snapshot_path
 from typing_extensions import Self
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
     from sglang.srt.server_args import PortArgs, SemiPDPortArgs, ServerArgs
 
 logger = logging.getLogger(__name__)
+
+EXIT_GAVE_UP = 1
 
 
 class SemiPDCoordinator:
@@ -56,15 +64,16 @@ class SemiPDCoordinator:
         fork_server.start()
         self.server_args = resolve(server_args)
         self.config = SemiPDConfig.from_server_args(self.server_args)
+        self.run_directory = run_directory.create()
         self.rotation = ProcessRotationManager(
             self._split_mechanism(),
             SMAllocation(self.config.prefill_percent, self.config.decode_percent),
             allow_overlap=self.config.overlap_allowed,
         )
-        self.run_directory = run_directory.create()
         self.slo = SLOService(self.config, self.rotation)
         self._partition: SMPartition = NoPartition()
         self._group: WorkerGroup | None = None
+        self._supervisor: Supervisor | None = None
         self._table: BlockTable | None = None
         self._server: ServerThread | None = None
         self._is_running = False
@@ -123,6 +132,7 @@ class SemiPDCoordinator:
             self.end_processes()
             raise
         self._table = self._attach_table()
+        self._supervise()
         self._is_running = True
         self.slo.start()
         return said
@@ -131,6 +141,9 @@ class SemiPDCoordinator:
         """End every process and remove what the instance kept on disk."""
         self._is_running = False
         self.slo.stop()
+        if self._supervisor is not None:
+            self._supervisor.stop()
+            self._supervisor = None
         if self._group is not None:
             self._group.stop()
             self._group = None
@@ -147,12 +160,11 @@ class SemiPDCoordinator:
         """The file in which decode tells the main process its load."""
         return load_snapshot_path(self.run_directory, InstanceRole.DECODE)
 
-    @property
-    def decode_address(self) -> str:
-        """Where the decode worker listens for the main process."""
-        assert self._group is not None, "start_processes comes first"
-        name = f"{InstanceRole.DECODE.value}-{self._group.generation}"
-        return input_address(self.run_directory, name)
+    def connect(self, manager: TokenizerManager, port_args: PortArgs) -> None:
+        """Lead the messages of SGLang's TokenizerManager to the workers."""
+        self.switchboard = Switchboard(
+            manager, port_args, self.run_directory, self._has_left
+        )
 
     @property
     def metrics_aggregator(self) -> MetricsAggregator:
@@ -178,8 +190,9 @@ class SemiPDCoordinator:
             "partition_backend": self._partition.name,
             "process_rotation_status": {
                 **self.rotation.get_status(),
-                "generation": self._group.generation if self._group else 0,
+                "generation": self._group.pair.generation if self._group else 0,
             },
+            "recovery_status": self._recovery_status(),
             "unified_memory_status": {"memory_usage": usage},
             "slo_controller_status": self.slo.get_status(),
             "metrics": self.metrics_aggregator.get_aggregated_metrics(),
@@ -208,9 +221,58 @@ class SemiPDCoordinator:
         }
 
     def _split_mechanism(self) -> SplitMechanism:
+        backend = self.config.partition_backend
+        if backend == "mps" or (backend == "auto" and self.server_args.device != "cpu"):
+            return SplitByRotation(self._rotate)
         if self.server_args.device != "cpu":
             return FixedSplit()
-        return CoreSplit(main_process.send_to_worker, self._pids)
+        return CoreSplit(self._send, self._pids)
+
+    def _supervise(self) -> None:
+        assert self._group is not None
+        self._supervisor = Supervisor(
+            self._group,
+            self.switchboard,
+            allocation=lambda: self.rotation.current_allocation,
+            hang_timeout_s=self.config.worker_hang_timeout_s,
+            give_up=self._give_up,
+        )
+        self._supervisor.start()
+
+    def _rotate(self, allocation: SMAllocation) -> Future[Rotation]:
+        assert self._supervisor is not None, "the server does not serve yet"
+        return self._supervisor.rotate(allocation)
+
+    def _has_left(self, message: HasLeft) -> None:
+        if self._supervisor is not None:
+            self._supervisor.has_left(message)
+
+    def _send(self, role: InstanceRole, message: Any) -> None:
+        self.switchboard.send(role, message)
+
+    def _give_up(self, error: SemiPDError) -> None:
+        """The instance cannot go on: end all of it, with one line."""
+        logger.critical("Semi-PD ends. %s", error)
+        assert self._group is not None
+        for worker in self._group.workers:
+            worker.process.kill()
+        if self.detokenizer is not None:
+            self.detokenizer.kill()
+        self._partition.stop()
+        shutil.rmtree(self.run_directory, ignore_errors=True)
+        logging.shutdown()
+        os._exit(EXIT_GAVE_UP)
+
+    def _recovery_status(self) -> dict[str, Any]:
+        supervisor = self._supervisor
+        if supervisor is None:
+            return {"worker_deaths": 0, "last_death": "", "last_recovery_s": None}
+        took = supervisor.recovery_s
+        return {
+            "worker_deaths": supervisor.deaths,
+            "last_death": supervisor.last_death,
+            "last_recovery_s": took[-1] if took else None,
+        }
 
     def _worker_pids(self) -> list[int]:
         roles = [role for role in InstanceRole if role.is_worker]
@@ -226,14 +288,14 @@ class SemiPDCoordinator:
             f"{worker.spec.role.value}_TP{worker.spec.tp_rank}": {
                 "pid": worker.pid,
                 "generation": worker.spec.generation,
-                "is_alive": worker.process.is_alive(),
+                "is_alive": not worker.has_ended,
             }
             for worker in workers
         }
 
     def _attach_table(self) -> BlockTable:
         assert self._group is not None
-        resident = next(self._group.of_role(InstanceRole.RESIDENT))
+        resident = self._group.residents[0]
         request = AttachRequest(InstanceRole.RESIDENT, 0)
         manifest, fds = attach(resident.spec.resident_socket, request, timeout_s=30)
         table = BlockTable.attach(fds[0])

@@ -160,6 +160,15 @@ class ServerArgs(ServerArgs):  # type: ignore[no-redef]
         NS("semi_pd"),
     ] = "auto"
 
+    worker_hang_timeout: A[
+        float,
+        Arg(
+            help="A worker that stands still for so long is replaced, in seconds "
+            "(default: 60.0)."
+        ),
+        NS("semi_pd"),
+    ] = 60.0
+
     # The guide's memory manager was asked for; upstream's flag of the same name
     # means something else and is cleared then.
     semi_pd_unified_memory: A[bool, Arg(no_cli=True), NS("semi_pd")] = False

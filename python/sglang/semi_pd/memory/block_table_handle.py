@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 
 from sglang.semi_pd.memory import block_table_checks as checks
 from sglang.semi_pd.memory.block_table_core import TableCore
@@ -111,11 +112,11 @@ class TableHandle(TableQueries):
             self._lease = lease
         return lease
 
-    def slot_of(self, role: InstanceRole) -> int:
-        """The slot of the newest worker of ``role``.
+    def slot_of(self, role: InstanceRole, generation: int | None = None) -> int:
+        """The slot of the newest worker of ``role``, or of one generation's.
 
         Raises:
-            ValueError: no worker of that role is registered.
+            ValueError: no such worker is registered.
         """
         state = self._core.state
         wanted = checks.ROLES.index(InstanceRole(role)) + 1
@@ -123,10 +124,21 @@ class TableHandle(TableQueries):
             slot
             for slot in range(1, state.layout.shared_slot)
             if state.slot_role[slot] == wanted
+            and generation in (None, state.slot_generation[slot])
         ]
         if not slots:
-            raise ValueError(f"role: no {role.value} worker is registered")
+            which = "" if generation is None else f" of generation {generation}"
+            raise ValueError(f"role: no {role.value} worker{which} is registered")
         return max(slots, key=lambda slot: state.slot_generation[slot])
+
+    def slots_of(self, generations: Collection[int]) -> list[int]:
+        """The slots of all workers of these generations."""
+        state = self._core.state
+        return [
+            slot
+            for slot in range(1, state.layout.shared_slot)
+            if state.slot_role[slot] and state.slot_generation[slot] in generations
+        ]
 
     def bound_to(self, lease: WorkerLease) -> Self:
         """The same mapping, speaking for another worker."""

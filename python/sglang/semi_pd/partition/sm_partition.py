@@ -36,6 +36,9 @@ class SMPartition(Protocol):
             MPSError: one of them runs outside the partition.
         """
 
+    def recover(self) -> None:
+        """Be ready for new workers after the old ones were killed."""
+
     def stop(self) -> None:
         """Clean up; after the last process has ended."""
 
@@ -55,6 +58,9 @@ class NoPartition:
 
     def verify(self, pids: list[int]) -> None:
         """Nothing was given."""
+
+    def recover(self) -> None:
+        """Nothing broke."""
 
     def stop(self) -> None:
         """Nothing to clean up."""
@@ -96,6 +102,15 @@ class MPSPartition:
                 why="they would share the GPU by taking turns",
                 mend="see the MPS daemon's log, or use --sm-partition-backend none",
             )
+
+    def recover(self) -> None:
+        """A killed client may leave the MPS server in a fault: start another daemon.
+
+        Raises:
+            MPSError: it does not start.
+        """
+        self._daemon.stop()
+        self._daemon.start()
 
     def stop(self) -> None:
         """End the daemon."""

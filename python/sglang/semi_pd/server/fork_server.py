@@ -80,6 +80,12 @@ class FreshProcess(_Child, SpawnProcess):
         return _Spawn(process_obj)
 
 
+def new_process(target: Any, *args: Any, name: str) -> BaseProcess:
+    """A process that will run ``target(*args)``, not started yet."""
+    kind = ForkedProcess if is_usable() else FreshProcess
+    return kind(target=target, args=args, name=name)
+
+
 def launch(
     target: Any, *args: Any, name: str, environment: dict[str, str]
 ) -> tuple[BaseProcess, Connection]:
@@ -94,8 +100,7 @@ def launch(
         ends with the process.
     """
     reader, writer = multiprocessing.Pipe(duplex=False)
-    kind = ForkedProcess if is_usable() else FreshProcess
-    process = kind(target=target, args=(*args, writer), name=name)
+    process = new_process(target, *args, writer, name=name)
     with _environment(environment):
         process.start()
     writer.close()

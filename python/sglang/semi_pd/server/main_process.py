@@ -12,7 +12,6 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.hooks import require_applied
@@ -42,7 +41,6 @@ class MainProcessHooks:
 
     def __init__(self) -> None:
         self.coordinator: SemiPDCoordinator | None = None
-        self._manager: Any = None
 
     def by_target(self) -> dict[str, Original]:
         """AROUND hooks by the dotted name of what they wrap."""
@@ -50,6 +48,7 @@ class MainProcessHooks:
             f"{_ENGINE}._launch_scheduler_processes": self.launch_schedulers,
             f"{_ENGINE}._launch_detokenizer_subprocesses": self.launch_detokenizer,
             f"{_MANAGER}.init_ipc_channels": self.init_ipc_channels,
+            f"{_MANAGER}.init_request_dispatcher": self.init_dispatcher,
             f"{_MANAGER}._dispatch_to_scheduler": self.dispatch,
             _LOAD_PATH: self.load_snapshot_path,
             f"{_MANAGER}._async_dispatch_to_scheduler": self.dispatch_async,
@@ -78,7 +77,6 @@ class MainProcessHooks:
         self._extend_http_server(coordinator)
         start_progress.enter("starting resident, prefill and decode")
         group = coordinator.start_processes(port_args)
-        processes = [worker.process for worker in group.workers]
         infos: list[dict[str, Any]] = []
 
         def wait_for_ready() -> None:
@@ -90,7 +88,7 @@ class MainProcessHooks:
             all_child_pids=[worker.pid for worker in group.workers],
             wait_for_ready=wait_for_ready,
         )
-        return result, processes
+        return result, []  # upstream would end the server when a worker dies
 
     def launch_detokenizer(
         self,
@@ -100,16 +98,15 @@ class MainProcessHooks:
         port_args: PortArgs,
         run_detokenizer_process_func: Original,
     ) -> Any:
-        """Fork the detokenizer too: it would import SGLang once more."""
-        can_fork = fork_server.is_usable() and server_args.detokenizer_worker_num == 1
-        if self.coordinator is None or not can_fork:
+        """One that can tell when nothing of a dead worker is on its way any more."""
+        if self.coordinator is None:
             return original(
                 engine, server_args, port_args, run_detokenizer_process_func
             )
-        process = fork_server.ForkedProcess(
-            target=run_detokenizer_process_func,
-            args=(server_args, port_args),
-            name="detokenizer",
+        from sglang.semi_pd.server import detokenizer
+
+        process = fork_server.new_process(
+            detokenizer.run, server_args, port_args, name="detokenizer"
         )
         process.start()
         self.coordinator.detokenizer = process
@@ -118,13 +115,16 @@ class MainProcessHooks:
     def init_ipc_channels(
         self, original: Original, manager: Any, port_args: PortArgs
     ) -> None:
-        """Add the decode worker's socket to upstream's, which is prefill's."""
+        """Add the other sockets to upstream's, which is the first prefill's."""
         original(manager, port_args)
         if self.coordinator is not None:
-            from sglang.semi_pd.server.request_router import RequestRouter
+            self.coordinator.connect(manager, port_args)
 
-            manager.semi_pd_router = RequestRouter(self.coordinator.decode_address)
-            self._manager = manager
+    def init_dispatcher(self, original: Original, manager: Any) -> None:
+        """Take what our processes say besides upstream's messages."""
+        original(manager)
+        if self.coordinator is not None:
+            self.coordinator.switchboard.listen()
 
     def load_snapshot_path(self, original: Original, ipc_name: str) -> str:
         """In the run directory, which goes when the server goes."""
@@ -137,7 +137,7 @@ class MainProcessHooks:
             original(manager, message)
         else:
             self.coordinator.slo.clients.sent(manager, message)
-            manager.semi_pd_router.send(manager, message)
+            self.coordinator.switchboard.router.send(message)
 
     async def dispatch_async(
         self, original: Original, manager: Any, message: Any
@@ -147,7 +147,7 @@ class MainProcessHooks:
             await original(manager, message)
         else:
             self.coordinator.slo.clients.sent(manager, message)
-            await manager.semi_pd_router.send_async(manager, message)
+            await self.coordinator.switchboard.router.send_async(message)
 
     async def handle_output(
         self, original: Original, manager: Any, output: Any
@@ -160,12 +160,19 @@ class MainProcessHooks:
         states = clients.states(manager, output)
         await original(manager, output)
         clients.received(output, states)
+        ended = [
+            rid
+            for rid, state in zip(output.rids, states, strict=True)
+            if state is None or state.finished
+        ]
+        self.coordinator.switchboard.router.ledger.forget(ended)
 
     def handle_abort(self, original: Original, manager: Any, abort: Any) -> None:
         """Note a request that was dropped while it waited."""
         original(manager, abort)
         if self.coordinator is not None:
             self.coordinator.slo.clients.aborted(abort.rid)
+            self.coordinator.switchboard.router.ledger.forget([abort.rid])
 
     async def drain(self, original: Original, manager: Any) -> None:
         """SIGTERM: let running requests finish, then end as Ctrl-C does.
@@ -203,12 +210,6 @@ class MainProcessHooks:
         original(server_args, *args, **options)
         start_progress.end(f"ready: {server_args.url()}")
 
-    def send_to_worker(self, role: InstanceRole, message: Any) -> None:
-        """Send a message of our own to the worker of a role, from any thread."""
-        manager = self._manager
-        send = partial(manager.semi_pd_router.send_to, manager, role, message)
-        manager.event_loop.call_soon_threadsafe(send)
-
     def _extend_http_server(self, coordinator: SemiPDCoordinator) -> None:
         """Only where SGLang serves HTTP: an offline engine has not imported it."""
         http_server = sys.modules.get("sglang.srt.entrypoints.http_server")
@@ -239,11 +240,6 @@ _hooks = MainProcessHooks()
 def use(coordinator: SemiPDCoordinator) -> None:
     """The next launch in this process is this coordinator's."""
     _hooks.coordinator = coordinator
-
-
-def send_to_worker(role: InstanceRole, message: Any) -> None:
-    """See ``MainProcessHooks.send_to_worker``."""
-    _hooks.send_to_worker(role, message)
 
 
 def install() -> list[str]:

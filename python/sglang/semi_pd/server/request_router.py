@@ -8,11 +8,16 @@ decode as well. Upstream expects one answer to a control message: prefill's.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
+from sglang.semi_pd.server.request_ledger import RequestLedger
 from sglang.semi_pd.utils import InstanceRole
+from sglang.semi_pd.workers.messages import Leave
+from sglang.semi_pd.workers.worker_spec import input_address
 from sglang.srt.managers.io_struct import (
     AbortReq,
     ConfigureLoggingReq,
@@ -42,28 +47,123 @@ _FOR_BOTH = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _PairSockets:
+    """The two workers of a generation."""
+
+    prefill: Any
+    decode: Any
+
+    def of(self, role: InstanceRole) -> Any:
+        return self.prefill if role is InstanceRole.PREFILL else self.decode
+
+    def close(self) -> None:
+        self.prefill.close(linger=0)
+        self.decode.close(linger=0)
+
+
 class RequestRouter:
-    """The decode worker's socket beside the one upstream holds for prefill."""
+    """Sends messages to the pair that serves; keeps them while none does.
 
-    def __init__(self, decode_address: str) -> None:
-        context = zmq.asyncio.Context(1)
-        self._decode = get_zmq_socket(context, zmq.PUSH, decode_address, True)
+    Lives on the main process's event loop.
+    """
 
-    def send_to(
-        self, manager: TokenizerManager, role: InstanceRole, message: Any
-    ) -> None:
+    def __init__(self, manager: TokenizerManager, run_directory: Path) -> None:
+        self._manager = manager
+        self._run_directory = run_directory
+        self._context = zmq.asyncio.Context(1)
+        self._pair = _PairSockets(
+            manager.send_to_scheduler, self._socket(InstanceRole.DECODE, 1)
+        )
+        self._prepared: dict[int, _PairSockets] = {}
+        self._leaving: _PairSockets | None = None
+        self._held: list[Any] | None = None
+        self.ledger = RequestLedger(manager)
+
+    def send_to(self, role: InstanceRole, message: Any) -> None:
         """Send to the worker of one role."""
-        is_prefill = role is InstanceRole.PREFILL
-        sock_send(manager.send_to_scheduler if is_prefill else self._decode, message)
+        sock_send(self._pair.of(role), message)
 
-    def send(self, manager: TokenizerManager, message: Any) -> None:
-        for socket in self._targets(manager, message):
+    def send(self, message: Any) -> None:
+        """Send to whom it concerns."""
+        for socket in self._targets(message):
             sock_send(socket, message)
 
-    async def send_async(self, manager: TokenizerManager, message: Any) -> None:
-        for socket in self._targets(manager, message):
+    async def send_async(self, message: Any) -> None:
+        """As ``send``."""
+        for socket in self._targets(message):
             await async_sock_send(socket, message)
 
-    def _targets(self, manager: TokenizerManager, message: Any) -> list[Any]:
-        prefill = manager.send_to_scheduler
-        return [prefill, self._decode] if isinstance(message, _FOR_BOTH) else [prefill]
+    # A new pair takes over
+
+    def prepare(self, generation: int) -> None:
+        """Listen for the workers of a pair, so that they are connected when needed."""
+        self._prepared[generation] = _PairSockets(
+            self._socket(InstanceRole.PREFILL, generation),
+            self._socket(InstanceRole.DECODE, generation),
+        )
+
+    def discard(self, generation: int) -> None:
+        """This pair will not serve."""
+        self._prepared.pop(generation).close()
+
+    def switch_to(self, generation: int) -> None:
+        """From now on another pair gets what arrives; the old one is told to leave."""
+        self._leaving = old = self._pair
+        self._use(generation)
+        for socket in (old.prefill, old.decode):
+            sock_send(socket, Leave(generation))
+
+    def finish_switch(self, unfinished: list[str]) -> None:
+        """The old pair has left; what it could not hand over begins again."""
+        self._close_leaving()
+        self._resume(unfinished)
+
+    # Nobody serves
+
+    def hold(self) -> None:
+        """Keep what arrives until ``release_to``."""
+        if self._held is None:
+            self._held = []
+
+    def release_to(self, generation: int, first: list[Any]) -> None:
+        """A new pair serves: ``first``, all requests in flight, then what was kept."""
+        self._close_leaving()
+        self._pair.close()
+        self._use(generation)
+        held, self._held = self._held or [], None
+        for message in first:
+            sock_send(self._pair.prefill, message)
+        self._resume(None)
+        for message in held:
+            self.send(message)
+
+    def _resume(self, rids: list[str] | None) -> None:
+        for message in self.ledger.resumptions(rids):
+            sock_send(self._pair.prefill, message)
+
+    def _use(self, generation: int) -> None:
+        self._pair = self._prepared.pop(generation)
+        self._manager.send_to_scheduler = self._pair.prefill
+
+    def _close_leaving(self) -> None:
+        if self._leaving is not None:
+            self._leaving.close()
+            self._leaving = None
+
+    def _socket(self, role: InstanceRole, generation: int) -> Any:
+        address = input_address(self._run_directory, role, generation)
+        return get_zmq_socket(self._context, zmq.PUSH, address, True)
+
+    def _targets(self, message: Any) -> list[Any]:
+        is_request = self.ledger.note(message)
+        if self._held is not None:
+            if not is_request:
+                self._held.append(message)
+            return []
+        targets = [self._pair.prefill]
+        if isinstance(message, _FOR_BOTH):
+            targets.append(self._pair.decode)
+        if isinstance(message, AbortReq) and self._leaving is not None:
+            targets += [self._leaving.prefill, self._leaving.decode]
+        return targets

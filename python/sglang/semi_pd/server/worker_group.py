@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The processes of one instance: residents, and the pair of workers that serves.
 
-Lives in the main process. All processes are started at once; workers wait for their
-resident to answer, so what they do before attaching overlaps with its loading.
+Lives in the main process. At the start all processes are started at once; workers wait
+for their resident to answer, so what they do before attaching overlaps its loading.
 """
 
 from __future__ import annotations
@@ -11,21 +11,16 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.config import SemiPDConfig, for_role
-from sglang.semi_pd.errors import WorkerStartError
-from sglang.semi_pd.launch import start_progress
 from sglang.semi_pd.partition.cpu_share import cores_for
 from sglang.semi_pd.server import fork_server
+from sglang.semi_pd.server.worker import Worker, WorkerPair, wait_ready
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers import worker_process
-from sglang.semi_pd.workers.worker_spec import WorkerSpec
+from sglang.semi_pd.workers.worker_spec import WorkerSpec, input_address
 
 if TYPE_CHECKING:
     from sglang.semi_pd.partition.sm_partition import SMPartition
@@ -35,31 +30,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 10.0
-STARTED_TOGETHER = (InstanceRole.RESIDENT, InstanceRole.PREFILL, InstanceRole.DECODE)
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """A started process and the pipe on which it says that it is ready."""
-
-    spec: WorkerSpec
-    process: BaseProcess
-    ready: Connection
-
-    @property
-    def name(self) -> str:
-        """Its role, and its rank where there are several."""
-        return self.spec.title.removeprefix("sglang::semi_pd_")
-
-    @property
-    def pid(self) -> int:
-        pid = self.process.pid
-        assert pid is not None, "the process was started"
-        return pid
+PAIR = tuple(role for role in InstanceRole if role.is_worker)
 
 
 class WorkerGroup:
-    """Starts, awaits and stops the processes of one instance."""
+    """Starts, awaits and stops the processes of one instance.
+
+    Attributes:
+        partition: gives each process its share.
+        residents: one for each rank; they live as long as the instance.
+        pair: the workers that serve.
+        standby: the workers that are being made ready to take over, or None.
+    """
+
+    pair: WorkerPair
 
     def __init__(
         self,
@@ -71,17 +55,27 @@ class WorkerGroup:
         self._server_args = server_args
         self._port_args = port_args
         self._run_directory = run_directory
-        self._partition = partition
-        self.generation = 0
-        self.workers: list[Worker] = []
+        self.partition = partition
+        self._generations = 0
+        self.residents: tuple[Worker, ...] = ()
+        self.standby: WorkerPair | None = None
 
     def start(self, allocation: SMAllocation) -> None:
         """Start every process; see ``wait_ready`` for when they serve."""
         fork_server.start()
-        self.generation += 1
-        for role in STARTED_TOGETHER:
-            for rank in range(self._server_args.tp_size):
-                self.workers.append(self._launch(self._spec(role, rank, allocation)))
+        self.residents = tuple(self._launch(InstanceRole.RESIDENT, allocation, 0))
+        self.pair = self.launch_pair(allocation)
+
+    def launch_pair(self, allocation: SMAllocation) -> WorkerPair:
+        """Start the workers of the next generation."""
+        self._generations += 1
+        generation = self._generations
+        workers = [
+            worker
+            for role in PAIR
+            for worker in self._launch(role, allocation, generation)
+        ]
+        return WorkerPair(generation, allocation, tuple(workers))
 
     def wait_ready(self) -> dict[InstanceRole, dict[str, Any]]:
         """Block until every process is ready; returns what rank 0 of each role said.
@@ -89,25 +83,18 @@ class WorkerGroup:
         Raises:
             WorkerStartError: one ended before it was ready.
         """
-        said: dict[InstanceRole, dict[str, Any]] = {}
-        waiting = list(self.workers)
-        while waiting:
-            spoke = wait([worker.ready for worker in waiting])
-            for worker in [w for w in waiting if w.ready in spoke]:
-                info = _said(worker)
-                if isinstance(info, start_progress.Phase):
-                    start_progress.enter(info.doing, worker.name)
-                    continue
-                waiting.remove(worker)
-                start_progress.leave("ready", worker.name)
-                if worker.spec.tp_rank == 0:
-                    said[worker.spec.role] = info
-                logger.info("%s is ready (pid %d)", worker.spec.title, worker.pid)
-        return said
+        return wait_ready(self.workers)
 
-    def of_role(self, role: InstanceRole) -> Iterator[Worker]:
-        """The processes of one role, by rank."""
-        return (worker for worker in self.workers if worker.spec.role is role)
+    @property
+    def workers(self) -> list[Worker]:
+        """All processes, residents first."""
+        standby = self.standby.workers if self.standby else ()
+        return [*self.residents, *self.pair.workers, *standby]
+
+    def of_role(self, role: InstanceRole) -> list[Worker]:
+        """The processes of one role that serve, by rank."""
+        serving = [*self.residents, *self.pair.workers]
+        return [worker for worker in serving if worker.spec.role is role]
 
     def stop(self) -> None:
         """End every process; when it returns, all have been joined."""
@@ -119,52 +106,55 @@ class WorkerGroup:
             if worker.process.is_alive():
                 logger.warning("%s did not end; killing it", worker.spec.title)
                 worker.process.kill()
-                worker.process.join()
+            worker.close()
 
-    def _launch(self, spec: WorkerSpec) -> Worker:
-        process, ready = fork_server.launch(
-            worker_process.run, spec, name=spec.title, environment=spec.environment
-        )
-        return Worker(spec, process, ready)
+    def _launch(
+        self, role: InstanceRole, allocation: SMAllocation, generation: int
+    ) -> list[Worker]:
+        started = []
+        for rank in range(self._server_args.tp_size):
+            spec = self._spec(role, rank, allocation, generation)
+            process, ready = fork_server.launch(
+                worker_process.run, spec, name=spec.title, environment=spec.environment
+            )
+            started.append(Worker(spec, process, ready))
+        return started
 
     def _spec(
-        self, role: InstanceRole, rank: int, allocation: SMAllocation
+        self, role: InstanceRole, rank: int, allocation: SMAllocation, generation: int
     ) -> WorkerSpec:
         args = self._server_args
         return WorkerSpec(
             role=role,
-            generation=self.generation,
+            generation=generation,
             server_args=role_server_args(args, role),
-            port_args=self._ports(role),
+            port_args=self._ports(role, generation),
             gpu_id=args.base_gpu_id + rank * args.gpu_id_step,
             tp_rank=rank,
             moe_ep_rank=rank // (args.tp_size // args.ep_size),
             run_directory=self._run_directory,
             environment={
                 **os.environ,
-                **self._partition.environment(role, allocation),
+                **self.partition.environment(role, allocation),
             },
             percentage=allocation.percentage_of(role) if role.is_worker else 100,
             pool_bytes=SemiPDConfig.from_server_args(args).pool_bytes,
             cores=cores_for(role, allocation) if args.device == "cpu" else frozenset(),
         )
 
-    def _ports(self, role: InstanceRole) -> PortArgs:
+    def _ports(self, role: InstanceRole, generation: int) -> PortArgs:
+        """The first prefill worker has the addresses that SGLang chose."""
         from sglang.srt.utils.network import get_free_port
 
-        if role is InstanceRole.PREFILL:
+        if role is InstanceRole.PREFILL and generation == 1:
             return self._port_args
-        name = f"{role.value}-{self.generation}"
         return dataclasses.replace(
             self._port_args,
-            scheduler_input_ipc_name=input_address(self._run_directory, name),
+            scheduler_input_ipc_name=input_address(
+                self._run_directory, role, generation
+            ),
             nccl_port=get_free_port(),
         )
-
-
-def input_address(run_directory: Path, worker: str) -> str:
-    """ZeroMQ address on which a worker receives requests of the main process."""
-    return f"ipc://{run_directory}/{worker}"
 
 
 def role_server_args(server_args: ServerArgs, role: InstanceRole) -> ServerArgs:
@@ -182,16 +172,3 @@ def role_server_args(server_args: ServerArgs, role: InstanceRole) -> ServerArgs:
         # The backend with the fewest side effects; its classes are never used.
         changes["disaggregation_transfer_backend"] = "nixl"
     return for_role(server_args, role.value, **changes)
-
-
-def _said(worker: Worker) -> Any:
-    """A phase of its start, or the last it says: what it has to tell of itself."""
-    try:
-        return worker.ready.recv()
-    except EOFError:
-        worker.process.join(timeout=10)
-        raise WorkerStartError(
-            f"{worker.spec.title} ended before it was ready",
-            why=f"exit code {worker.process.exitcode}; its own lines above say more",
-            mend="-9 is mostly the kernel short of memory: see dmesg",
-        ) from None

@@ -17,20 +17,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sglang.semi_pd.workers.handover import adopt
-from sglang.semi_pd.workers.messages import Handover
-from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
+from sglang.semi_pd.workers.continuation import count_penalties
+from sglang.semi_pd.workers.handover import HandoverSender, adopt
+from sglang.semi_pd.workers.messages import Handover, LastHandover
+from sglang.semi_pd.workers.worker_scheduler import BATCH, WorkerScheduler
+from sglang.semi_pd.workers.worker_spec import handover_address
 from sglang.srt.disaggregation.decode import DecodePreallocQueue
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.scheduler_components.output_streamer import (
+    SchedulerOutputStreamer,
+)
 from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
-    from sglang.srt.managers.scheduler_components.output_streamer import (
-        SchedulerOutputStreamer,
-    )
-
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,6 @@ HANDOVERS_REMEMBERED = 10_000
 DECODE_RESERVE_PAGES = 4096
 LARGEST_RESERVE_SHARE = 16
 """Free pages only decode may take: 4096, but at most a sixteenth of the pool."""
-
-_BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
 
 MIN_LEASE_PAGES = 32
 """Pages kept ready beyond what the running batch needs for its next two steps."""
@@ -83,19 +82,37 @@ class AdoptionQueue(DecodePreallocQueue):
 def count_as_undivided(original: Callable[[Any], None], batch: ScheduleBatch) -> None:
     """Penalise the same tokens as one scheduler with overlap does.
 
-    There the newest token is not known yet when the next step is prepared, so a
-    request's first decode step counts the last token of its prompt. An adopted request
-    knows its first token already and would count it twice.
+    There the newest token is not known yet when the next step is prepared: a request's
+    first decode step counts the last token of its prompt. An adopted request knows its
+    newest token already and would count it twice.
     """
     fresh = [req for req in batch.reqs if req.decode_batch_idx == 0]
     known = [req.output_ids for req in fresh]
     for req in fresh:
-        req.output_ids = req.output_ids[:0]
+        req.output_ids = req.output_ids[:-1]
     try:
         original(batch)
     finally:
         for req, output_ids in zip(fresh, known, strict=True):
             req.output_ids = output_ids
+
+
+class NewsStreamer(SchedulerOutputStreamer):
+    """Upstream streams each request that joins: one that goes on has nothing to say."""
+
+    def stream_output(
+        self, reqs: list[Req], return_logprob: Any, skip_req: Req | None = None
+    ) -> None:
+        news = [
+            r for r in reqs if r.finished() or len(r.output_ids) > r.send_token_offset
+        ]
+        super().stream_output(news, return_logprob, skip_req)
+
+
+def count_adopted(original: Callable[[Any], None], batch: ScheduleBatch) -> None:
+    """Penalties know what adopted requests generated elsewhere."""
+    original(batch)
+    count_penalties(batch, newest_left_out=1)
 
 
 class DecodeScheduler(WorkerScheduler):
@@ -104,11 +121,15 @@ class DecodeScheduler(WorkerScheduler):
     queue_replacement = {
         "sglang.srt.disaggregation.decode.DecodePreallocQueue": AdoptionQueue
     }
-    around = {f"{_BATCH}.cumulate_penalty_output_tokens": count_as_undivided}
+    around = {
+        f"{BATCH}.cumulate_penalty_output_tokens": count_as_undivided,
+        f"{BATCH}.prepare_for_prebuilt": count_adopted,
+    }
 
     def init_ipc_channels(self, port_args: Any) -> None:
         super().init_ipc_channels(port_args)
         self._handovers: dict[str, Handover] = {}
+        self._prefill_has_left = False
         self._handover_ms: deque[float] = deque(maxlen=HANDOVERS_REMEMBERED)
         if self.recv_from_tokenizer is not None:
             # One socket for both senders: handovers are then broadcast to all ranks
@@ -118,7 +139,9 @@ class DecodeScheduler(WorkerScheduler):
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
         dispatcher: TypeBasedDispatcher = self._request_dispatcher
-        dispatcher += TypeBasedDispatcher([(Handover, self.receive)])
+        dispatcher += TypeBasedDispatcher(
+            [(Handover, self.receive), (LastHandover, self._has_last_handover)]
+        )
 
         def without_answer(message: Any) -> None:
             dispatcher(message)  # prefill answers for both
@@ -129,8 +152,11 @@ class DecodeScheduler(WorkerScheduler):
         super().init_output_streamer()
         # Upstream's decode role leaves the prompt's log-probabilities to prefill.
         streamer: SchedulerOutputStreamer = self.output_streamer
-        self.output_streamer: SchedulerOutputStreamer = dataclasses.replace(
-            streamer, disaggregation_mode=DisaggregationMode.NULL
+        parts = {
+            f.name: getattr(streamer, f.name) for f in dataclasses.fields(streamer)
+        }
+        self.output_streamer: SchedulerOutputStreamer = NewsStreamer(
+            **{**parts, "disaggregation_mode": DisaggregationMode.NULL}
         )
 
     def receive(self, handover: Handover) -> None:
@@ -144,6 +170,30 @@ class DecodeScheduler(WorkerScheduler):
     def take_handover(self, rid: str) -> Handover:
         """The handover that brought request ``rid``."""
         return self._handovers.pop(rid)
+
+    def _has_last_handover(self, _: LastHandover) -> None:
+        self._prefill_has_left = True
+
+    def may_leave(self) -> bool:
+        return self._prefill_has_left
+
+    def give_all(self, successor: int) -> list[str]:
+        """Every request goes on in the next decode worker, but for those put aside."""
+        queue = self.disagg_decode_prealloc_queue
+        running = [req for req in self.running_batch.reqs if not req.finished()]
+        sender = HandoverSender(
+            handover_address(self.spec.run_directory, successor),
+            successor,
+            self.req_to_token_pool,
+            self.memory.table,
+        )
+        for req in [*running, *self.waiting_queue, *queue.adopted]:
+            sender.hand_over(req)
+        for handover in self._handovers.values():  # their grammars are being compiled
+            sender.pass_on(handover)
+        sender.close()
+        self.return_unused()
+        return [req.rid for req in queue.retracted_queue]
 
     def on_end(self) -> None:
         """Leave in the log how long handovers took, from hand to hand."""

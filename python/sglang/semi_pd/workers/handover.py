@@ -14,8 +14,9 @@ import torch
 import zmq
 from sglang.semi_pd.memory.id_pool import Ids
 from sglang.semi_pd.utils import InstanceRole
+from sglang.semi_pd.workers.continuation import accept_by_grammar, continue_from
 from sglang.semi_pd.workers.leased_allocator import pages_of
-from sglang.semi_pd.workers.messages import Handover, PrefillTimes
+from sglang.semi_pd.workers.messages import Handover, LastHandover, PrefillTimes
 from sglang.srt.managers.io_struct import AbortReq, sock_send
 from sglang.srt.managers.schedule_batch import Req, ReqKvInfo, ReqLogprob
 from sglang.srt.utils.network import get_zmq_socket
@@ -34,14 +35,22 @@ class NoTransfer:
 
 no_transfer = NoTransfer()
 
+LINGER_MS = 10_000
+
 
 class HandoverSender:
     """The giving end; lives in the worker that gives requests up."""
 
     def __init__(
-        self, address: str, rows: SharedReqToTokenPool, table: BlockTable
+        self,
+        address: str,
+        generation: int,
+        rows: SharedReqToTokenPool,
+        table: BlockTable,
     ) -> None:
-        self._socket = get_zmq_socket(zmq.Context(1), zmq.PUSH, address, False)
+        self._context = zmq.Context(1)
+        self._socket = get_zmq_socket(self._context, zmq.PUSH, address, False)
+        self._generation = generation
         self._rows, self._table = rows, table
         self._to_slot: int | None = None
         device = torch.get_device_module(rows.device)
@@ -49,18 +58,33 @@ class HandoverSender:
 
     def hand_over(self, req: Req) -> None:
         """Give up ``req``, whose KV is written up to ``req.kv_committed_len``."""
-        to_slot = self._receiver()
         row = req.req_pool_idx
         committed = req.kv_committed_len
-        pages = self._pages(row, committed)
-        self._table.move_pages(pages, to_slot)
-        self._table.move_row(self._rows.give_up(req), to_slot)
+        self._give(row, committed)
+        self._rows.give_up(req)
         req.kv = None
         self._send(req, row, committed)
+        if req.to_finish is not None:
+            self.forward(AbortReq(rid=req.rid))
+
+    def pass_on(self, handover: Handover) -> None:
+        """Hand over what was handed to this worker and not yet adopted."""
+        self._give(handover.row, handover.committed_tokens)
+        sock_send(self._socket, handover)
 
     def forward(self, abort: AbortReq) -> None:
         """Pass an abort on, behind everything handed over so far."""
         sock_send(self._socket, abort)
+
+    def conclude(self) -> None:
+        """Say that no more will come, and return when all of it is on its way."""
+        sock_send(self._socket, LastHandover())
+        self.close()
+
+    def close(self) -> None:
+        """Return when all that was sent is on its way."""
+        self._socket.close(linger=LINGER_MS)
+        self._context.term()
 
     def _send(self, req: Req, row: int, committed: int) -> None:
         sock_send(
@@ -70,6 +94,7 @@ class HandoverSender:
                 row=row,
                 committed_tokens=committed,
                 output_ids=list(req.output_ids),
+                sent_tokens=req.send_token_offset,
                 cached_tokens=req.cached_tokens,
                 logprob=_portable(req.logprob) if req.return_logprob else None,
                 times=PrefillTimes(
@@ -79,6 +104,11 @@ class HandoverSender:
                 handed_over_at=time.monotonic(),
             ),
         )
+
+    def _give(self, row: int, committed: int) -> None:
+        to_slot = self._receiver()
+        self._table.move_pages(self._pages(row, committed), to_slot)
+        self._table.move_row(row, to_slot)
 
     def _pages(self, row: int, committed: int) -> Ids:
         """The pages of a row, without waiting for the forward that runs now.
@@ -92,7 +122,7 @@ class HandoverSender:
 
     def _receiver(self) -> int:
         if self._to_slot is None:
-            self._to_slot = self._table.slot_of(InstanceRole.DECODE)
+            self._to_slot = self._table.slot_of(InstanceRole.DECODE, self._generation)
         return self._to_slot
 
 
@@ -105,7 +135,9 @@ def adopt(req: Req, handover: Handover) -> None:
     req.req_pool_idx = handover.row
     req.kv = ReqKvInfo(kv_allocated_len=committed, swa_evicted_seqlen=0)
     req.kv_committed_len = committed
-    req.output_ids.extend(handover.output_ids)
+    req.semi_pd_request = handover.request
+    continue_from(req, handover.output_ids, sent_tokens=handover.sent_tokens)
+    accept_by_grammar(req, handover.output_ids[:-1])  # upstream adds the newest
     req.full_untruncated_fill_ids = req.origin_input_ids + req.output_ids
     req.prefix_indices = torch.empty((0,), dtype=torch.int64)
     req.set_extend_range(0, committed)

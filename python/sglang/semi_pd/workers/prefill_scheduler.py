@@ -10,14 +10,24 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sglang.semi_pd.workers.continuation import (
+    accept_by_grammar,
+    continue_from,
+    count_penalties,
+    pad_logprobs,
+)
 from sglang.semi_pd.workers.handover import HandoverSender, no_transfer
-from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
+from sglang.semi_pd.workers.messages import Recover, Resume
+from sglang.semi_pd.workers.worker_scheduler import BATCH, WorkerScheduler
+from sglang.semi_pd.workers.worker_spec import handover_address
 from sglang.srt.disaggregation.prefill import PrefillBootstrapQueue
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
 from sglang.srt.mem_cache.common import release_kv_cache
+from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
@@ -49,19 +59,43 @@ class ReadyQueue(PrefillBootstrapQueue):
         return ready
 
 
+def count_continued(original: Callable[[Any], None], batch: ScheduleBatch) -> None:
+    """Penalties know what a resumed request generated before it came here."""
+    original(batch)
+    count_penalties(batch, newest_left_out=0)
+
+
 class PrefillScheduler(WorkerScheduler):
     """Computes prompts and hands each request over with its first token."""
 
     queue_replacement = {
         "sglang.srt.disaggregation.prefill.PrefillBootstrapQueue": ReadyQueue
     }
+    around = {f"{BATCH}.prepare_for_extend": count_continued}
 
     def init_disaggregation(self) -> None:
         super().init_disaggregation()
         self._arriving: dict[str, TokenizedGenerateReqInput] = {}
-        self._handovers = HandoverSender(
-            self.spec.handover_address, self.req_to_token_pool, self.memory.table
+        self._continued: dict[str, list[int]] = {}
+        self._handovers = self._sender_to(self.spec.generation)
+
+    def init_request_dispatcher(self) -> None:
+        super().init_request_dispatcher()
+        self._request_dispatcher += TypeBasedDispatcher(
+            [(Resume, self.resume), (Recover, self.recover)]
         )
+
+    def recover(self, message: Recover) -> None:
+        """Free what the workers of dead generations had."""
+        table = self.memory.table
+        for slot in table.slots_of(message.generations):
+            report = table.reclaim(slot)
+            logger.info("Recovered from a dead worker: %s", report)
+
+    def resume(self, message: Resume) -> None:
+        """Take a request on that another worker had; its client has some tokens."""
+        self._continued[message.request.rid] = message.output_ids
+        self.handle_generate_request(message.request)
 
     def handle_generate_request(self, recv_req: TokenizedGenerateReqInput) -> None:
         # Upstream's prefill role limits max_new_tokens to 1 in place.
@@ -77,6 +111,10 @@ class PrefillScheduler(WorkerScheduler):
         is_retracted: bool = False,  # noqa: FBT001 - upstream's signature
     ) -> None:
         req.semi_pd_request = self._arriving.pop(req.rid, None)
+        output_ids = self._continued.pop(req.rid, [])
+        continue_from(req, output_ids, sent_tokens=len(output_ids))
+        pad_logprobs(req)
+        accept_by_grammar(req, output_ids)
         super()._add_request_to_queue(req, is_retracted)
 
     def get_next_disagg_prefill_batch_to_run(
@@ -89,11 +127,36 @@ class PrefillScheduler(WorkerScheduler):
             self.return_unused()
         return plan
 
+    def give_all(self, successor: int) -> list[str]:
+        """Hand finished prompts to the next decode worker; the others begin again."""
+        left = self._handovers
+        self._handovers = self._sender_to(successor)
+        self.process_disagg_prefill_inflight_queue()
+        left.conclude()
+        self._handovers.close()
+        self.waiting_queue.extend(
+            self.disagg_prefill_bootstrap_queue.pop_bootstrapped()
+        )
+        if self.chunked_req is not None:
+            release_kv_cache(self.chunked_req, self.tree_cache)
+            self.waiting_queue.append(self.chunked_req)
+        unfinished = [req.rid for req in self.waiting_queue]
+        self.return_unused()
+        return [*unfinished, *self._arriving]
+
+    def _sender_to(self, generation: int) -> HandoverSender:
+        return HandoverSender(
+            handover_address(self.spec.run_directory, generation),
+            generation,
+            self.req_to_token_pool,
+            self.memory.table,
+        )
+
     def _pages_wanted(self) -> int:
         """Pages for all prompts that wait, one page of slack each."""
         waiting = [*self.waiting_queue, *filter(None, [self.chunked_req])]
         page_size = self.token_to_kv_pool_allocator.page_size
-        return sum(len(r.origin_input_ids) // page_size + 2 for r in waiting)
+        return sum(r.seqlen // page_size + 2 for r in waiting)
 
     def resolve_waiting_queue_bootstrap(self) -> None:
         """Nothing to resolve: no request waits for another server."""

@@ -3,19 +3,31 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import setproctitle
+import torch
 from sglang.semi_pd.partition.cpu_share import take_cores
-from sglang.semi_pd.workers.messages import TakeCores
+from sglang.semi_pd.workers.heartbeat import Heartbeat
+from sglang.semi_pd.workers.messages import HasLeft, Leave, TakeCores
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
     from sglang.semi_pd.workers.resident_memory import ResidentMemory
     from sglang.semi_pd.workers.worker_spec import WorkerSpec
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+logger = logging.getLogger(__name__)
+
+BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
+
+LINGER_MS = 10_000
+EXIT_FAILED = 1
 
 
 class WorkerScheduler(Scheduler):
@@ -38,14 +50,32 @@ class WorkerScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         setproctitle.setproctitle(self.spec.title)
+        self._leave: Leave | None = None
+        self._heartbeat = Heartbeat(self.spec.heartbeat_path)
         super().__init__(*args, **kwargs)
         # Ending between two iterations leaves the GPU idle, every page accounted for.
         signal.signal(signal.SIGTERM, self._end_soon)
 
+    def run_event_loop(self) -> None:
+        """Serve; a failure ends this process alone.
+
+        Upstream would end the server. After a CUDA error nothing may be sent, and a
+        tidy end could hang.
+        """
+        try:
+            super().run_event_loop()
+        except Exception:
+            logger.exception("%s failed", self.spec.title)
+            logging.shutdown()
+            os._exit(EXIT_FAILED)
+
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
         self._request_dispatcher += TypeBasedDispatcher(
-            [(TakeCores, lambda message: take_cores(message.cores))]
+            [
+                (TakeCores, lambda message: take_cores(message.cores)),
+                (Leave, self._leave_soon),
+            ]
         )
 
     def init_all_cuda_graphs(self) -> None:
@@ -56,12 +86,47 @@ class WorkerScheduler(Scheduler):
     def _end_soon(self, *_: object) -> None:
         self.gracefully_exit = True
 
+    def _leave_soon(self, message: Leave) -> None:
+        self._leave = message
+
     def process_input_requests(self, recv_reqs: list[Any]) -> None:
+        self._heartbeat.beat()
         super().process_input_requests(recv_reqs)
+        if self._leave is not None and self.may_leave():
+            self._leave_now(self._leave)
         if self.gracefully_exit and self.is_fully_idle():
             self.return_unused()
             self.on_end()
             raise SystemExit(0)
+
+    def may_leave(self) -> bool:
+        """Whether a worker that was told to leave has all it is still to get."""
+        return True
+
+    def give_all(self, successor: int) -> list[str]:
+        """Pass everything to the pair ``successor``; ids of the requests that stay.
+
+        Called with no forward running and no result waiting.
+        """
+        raise NotImplementedError
+
+    def _leave_now(self, message: Leave) -> None:
+        self._finish_iteration()
+        unfinished = self.give_all(message.successor)
+        self.on_end()
+        outputs = self.ipc_channels.send_to_detokenizer
+        outputs.send_output(HasLeft(self.spec.role, self.spec.generation, unfinished))
+        if outputs.socket is not None:
+            outputs.socket.close(linger=LINGER_MS)
+        raise SystemExit(0)
+
+    def _finish_iteration(self) -> None:
+        """Process the result that overlap scheduling has left for later."""
+        if self.enable_overlap and self.last_batch:
+            self.process_batch_result(*self.result_queue.popleft())
+        self.last_batch: ScheduleBatch | None = None
+        if str(self.device).startswith("cuda"):
+            torch.cuda.synchronize()
 
     def on_end(self) -> None:
         """What a role does last."""

@@ -63,9 +63,20 @@ class WorkerSpec:
         return load_snapshot_path(self.run_directory, self.role)
 
     @property
+    def heartbeat_path(self) -> Path:
+        """The file in which this worker counts its iterations."""
+        name = f"heartbeat-{self.role.value}-{self.generation}-{self.tp_rank}"
+        return self.run_directory / name
+
+    @property
     def handover_address(self) -> str:
         """Where this generation's decode worker receives handovers."""
         return handover_address(self.run_directory, self.generation)
+
+
+def input_address(run_directory: Path, role: InstanceRole, generation: int) -> str:
+    """ZeroMQ address on which a worker receives requests of the main process."""
+    return f"ipc://{run_directory}/{role.value}-{generation}"
 
 
 def handover_address(run_directory: Path, generation: int) -> str:

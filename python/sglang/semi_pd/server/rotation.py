@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One move of the split to a new pair of workers, as in the paper's Figure 6.
+
+*Delayed switch*: the new pair takes over only when all of it is ready. *Asynchronous
+switch*: each old worker leaves when it has finished its iteration; what it has goes to
+its successor. A rotation that fails before the switch changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from sglang.semi_pd.errors import RotationError, SemiPDError
+from sglang.semi_pd.launch.start_progress import Phase
+from sglang.semi_pd.server.worker import Worker
+from sglang.semi_pd.utils import InstanceRole
+from sglang.semi_pd.workers.messages import HasLeft, Recover
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.server.switchboard import Switchboard
+    from sglang.semi_pd.server.worker_group import WorkerGroup
+    from sglang.semi_pd.sm_allocation import SMAllocation
+
+logger = logging.getLogger(__name__)
+
+STANDBY_TIMEOUT_S = 180.0
+LEAVE_TIMEOUT_S = 60.0
+
+
+class Rotation:
+    """Stages: standbys become ready, the switch, the old pair leaves.
+
+    Attributes:
+        phases_s: seconds each stage took, by name.
+        must_recover: why the instance has to be recovered; empty if it need not.
+    """
+
+    def __init__(
+        self,
+        allocation: SMAllocation,
+        done: Future[Rotation],
+        group: WorkerGroup,
+        switchboard: Switchboard,
+    ) -> None:
+        self._allocation, self._done = allocation, done
+        self._group, self._switchboard = group, switchboard
+        self._not_ready: list[Worker] = []
+        self._unfinished: list[str] = []
+        self._to_leave = 0
+        self._stage_began = time.monotonic()
+        self.is_switching = False
+        self.is_over = False
+        self.must_recover = ""
+        self.phases_s: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """Start the standbys."""
+        group = self._group
+        group.standby = standby = group.launch_pair(self._allocation)
+        self._switchboard.prepare(standby.generation)
+        self._not_ready = list(standby.workers)
+
+    def awaited(self) -> list[Any]:
+        """What to wait for besides the end of a process."""
+        return [worker.ready for worker in self._not_ready]
+
+    def note_left(self, message: HasLeft) -> None:
+        """A worker of the old pair has left in good order."""
+        if message.generation == self._group.pair.generation:
+            self._to_leave -= 1
+            self._unfinished += message.unfinished
+
+    def advance(self) -> None:
+        """Look how far the stage is; go on to the next one, or fail."""
+        try:
+            if self.is_switching:
+                self._await_old_pair()
+            else:
+                self._await_standbys()
+        except SemiPDError as error:
+            self._fail(error)
+
+    def abandon(self, why: str) -> None:
+        """The instance is being recovered; the split stays what it was."""
+        self._done.set_exception(
+            RotationError(f"{self._allocation} is not in force", why=why)
+        )
+
+    def _await_standbys(self) -> None:
+        for worker in [w for w in self._not_ready if w.ready.poll()]:
+            if not isinstance(worker.hear(), Phase):
+                self._not_ready.remove(worker)
+        if self._not_ready:
+            self._require_time(STANDBY_TIMEOUT_S, "the new workers did not get ready")
+            return
+        standby = self._group.standby
+        assert standby is not None, "begin comes first"
+        self._group.partition.verify([worker.pid for worker in standby.workers])
+        self._end_stage("standby")
+        self._to_leave = 2
+        self.is_switching = True
+        self._switchboard.switch_to(standby.generation)
+
+    def _await_old_pair(self) -> None:
+        old, new = self._group.pair, self._group.standby
+        assert new is not None, "begin comes first"
+        for worker in new.workers:
+            if worker.has_ended:
+                self.must_recover = f"{worker.spec.title} ended during the switch"
+                return
+        if self._to_leave or not all(worker.has_ended for worker in old.workers):
+            if time.monotonic() - self._stage_began > LEAVE_TIMEOUT_S:
+                self.must_recover = "the old workers did not leave"
+            return
+        self._end_stage("switch")
+        self._switchboard.finish_switch(self._unfinished)
+        self._group.pair, self._group.standby = new, None
+        for worker in old.workers:
+            worker.close()
+        self.is_over = True
+        self._done.set_result(self)
+
+    def _require_time(self, limit_s: float, what: str) -> None:
+        if time.monotonic() - self._stage_began > limit_s:
+            raise RotationError(
+                f"{self._allocation} is not in force",
+                why=f"{what} within {limit_s:.0f} s",
+                mend="see their last lines in the log",
+            )
+
+    def _fail(self, error: SemiPDError) -> None:
+        """Before the switch: end the standbys, and nothing has happened."""
+        standby, self._group.standby = self._group.standby, None
+        assert standby is not None, "begin comes first"
+        standby.kill()
+        self._switchboard.discard(standby.generation)
+        gone = Recover(frozenset([standby.generation]))
+        self._switchboard.send(InstanceRole.PREFILL, gone)
+        self.is_over = True
+        self._done.set_exception(
+            RotationError(
+                f"{self._allocation} is not in force", why=error.what, mend=error.mend
+            )
+        )
+
+    def _end_stage(self, name: str) -> None:
+        now = time.monotonic()
+        self.phases_s[name] = now - self._stage_began
+        self._stage_began = now
+
+
+class SplitByRotation:
+    """Moves a split that is fixed when a process starts: new processes take over."""
+
+    can_move = True
+
+    def __init__(self, rotate: Callable[[SMAllocation], Future[Rotation]]) -> None:
+        self._rotate = rotate
+
+    def apply(self, allocation: SMAllocation) -> None:
+        """Return when a new pair serves with ``allocation``.
+
+        Raises:
+            RotationError: it does not; the old pair serves on.
+        """
+        rotation = self._rotate(allocation).result()
+        phases = ", ".join(f"{n} {s:.2f} s" for n, s in rotation.phases_s.items())
+        logger.info("Rotated to %s: %s", allocation, phases)

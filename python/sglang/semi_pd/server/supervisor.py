@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watches the workers of an instance, replaces them when one dies or the split moves.
+
+One thread, for as long as the server lives: it alone starts and ends workers. A worker
+that dies takes its partner with it. On a GPU it must be so, for the death of one MPS
+client poisons the other; elsewhere one way is simpler than two. The residents keep
+weights and KV, so a new pair goes on where the clients' answers stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING
+
+from sglang.semi_pd.errors import SemiPDError, WorkerStartError
+from sglang.semi_pd.server.rotation import Rotation
+from sglang.semi_pd.server.worker import Worker, wait_ready
+from sglang.semi_pd.workers.heartbeat import Heartbeat
+from sglang.semi_pd.workers.messages import HasLeft, Recover
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.server.switchboard import Switchboard
+    from sglang.semi_pd.server.worker_group import WorkerGroup
+    from sglang.semi_pd.sm_allocation import SMAllocation
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.5
+"""How often heartbeats are read; deaths are noticed at once."""
+
+START_TIMEOUT_S = 300.0
+ATTEMPTS = 3
+
+
+class Supervisor:
+    """The only one that starts and ends workers once the server serves.
+
+    Args:
+        allocation: the split in force.
+        hang_timeout_s: a worker whose heart has not beaten for so long is replaced.
+        give_up: called when the instance cannot go on, with the reason.
+    """
+
+    def __init__(
+        self,
+        group: WorkerGroup,
+        switchboard: Switchboard,
+        *,
+        allocation: Callable[[], SMAllocation],
+        hang_timeout_s: float,
+        give_up: Callable[[SemiPDError], None],
+    ) -> None:
+        self._group, self._switchboard = group, switchboard
+        self._allocation = allocation
+        self._hang_timeout_s = hang_timeout_s
+        self._give_up = give_up
+        self._asked: queue.Queue[tuple[SMAllocation, Future[Rotation]]] = queue.Queue()
+        self._left: queue.Queue[HasLeft] = queue.Queue()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self._is_ending = False
+        self._thread = threading.Thread(
+            target=self._run, name="semi-pd-supervisor", daemon=True
+        )
+        self._rotation: Rotation | None = None
+        self._pulse = _Pulse(())
+        self.deaths = 0
+        self.last_death = ""
+        self.recovery_s: list[float] = []
+
+    def start(self) -> None:
+        """Begin to watch; every process of the pair is ready."""
+        self._pulse = _Pulse(self._group.pair.workers)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more: from here on, the end of a process is no accident."""
+        self._is_ending = True
+        self._wake()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def rotate(self, allocation: SMAllocation) -> Future[Rotation]:
+        """Bring a new pair with this split into service."""
+        done: Future[Rotation] = Future()
+        self._asked.put((allocation, done))
+        self._wake()
+        return done
+
+    def has_left(self, message: HasLeft) -> None:
+        """A worker left in good order; called on the event loop."""
+        self._left.put(message)
+        self._wake()
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            while not self._is_ending:
+                self._look()
+        except SemiPDError as error:
+            self._give_up(error)
+        except Exception as error:
+            logger.exception("The supervisor failed")
+            self._give_up(SemiPDError("The supervisor failed", why=repr(error)))
+
+    def _look(self) -> None:
+        """Sleep until something happens, and deal with it."""
+        # One look decides both what is dealt with and what is slept on.
+        alive = [worker for worker in self._group.workers if not worker.has_ended]
+        self._require_residents(alive)
+        fallen = self._fallen(alive)
+        if fallen:
+            self._recover(fallen)
+            return
+        if self._rotation is None and not self._asked.empty():
+            self._begin(*self._asked.get())
+        if self._rotation is not None and self._advance(self._rotation):
+            return
+        awaited = self._rotation.awaited() if self._rotation else []
+        fds = [self._wake_read, *(worker.pidfd for worker in alive), *awaited]
+        if self._wake_read in wait(fds, LOOK_S):
+            os.read(self._wake_read, 4096)
+
+    def _require_residents(self, alive: list[Worker]) -> None:
+        for worker in self._group.residents:
+            if worker not in alive:
+                raise WorkerStartError(
+                    f"{_named(worker)} is gone",
+                    why=f"exit code {_exit_code(worker)}; weights and KV went with it",
+                    mend="start the server again",
+                )
+
+    def _fallen(self, alive: list[Worker]) -> str:
+        """Why the pair cannot go on; empty if it can."""
+        leaving = self._rotation is not None and self._rotation.is_switching
+        for worker in self._group.pair.workers:
+            if worker in alive or (leaving and _exit_code(worker) == 0):
+                continue
+            return f"{_named(worker)} ended with exit code {_exit_code(worker)}"
+        silent = None if leaving else self._pulse.silent(self._hang_timeout_s)
+        if silent is None:
+            return ""
+        return f"{_named(silent)} has stood still for {self._hang_timeout_s:.0f} s"
+
+    # A rotation
+
+    def _begin(self, allocation: SMAllocation, done: Future[Rotation]) -> None:
+        self._rotation = Rotation(allocation, done, self._group, self._switchboard)
+        self._rotation.begin()
+
+    def _advance(self, rotation: Rotation) -> bool:
+        """Whether there is more to do at once."""
+        while not self._left.empty():
+            rotation.note_left(self._left.get())
+        rotation.advance()
+        if rotation.must_recover:
+            self._recover(rotation.must_recover)
+            return True
+        if not rotation.is_over:
+            return False
+        self._rotation = None
+        self._pulse = _Pulse(self._group.pair.workers)
+        return True
+
+    # A death
+
+    def _recover(self, why: str) -> None:
+        """Replace the pair; every request goes on from what its client has."""
+        began = time.monotonic()
+        group, switchboard = self._group, self._switchboard
+        self.deaths += 1
+        self.last_death = why
+        logger.error("%s. Replacing both workers; requests go on after it", why)
+        switchboard.hold()
+        fallen = [group.pair, *filter(None, [group.standby])]
+        for pair in fallen:
+            pair.kill()
+        group.standby = None
+        if self._rotation is not None:
+            self._rotation.abandon(why)
+            self._rotation = None
+        group.partition.recover()
+        for attempt in range(1, ATTEMPTS + 1):
+            group.pair = group.launch_pair(self._allocation())
+            switchboard.prepare(group.pair.generation)
+            if attempt == 1:
+                switchboard.drain(frozenset().union(*(pair.pids for pair in fallen)))
+            try:
+                wait_ready(group.pair.workers, START_TIMEOUT_S)
+                group.partition.verify([w.pid for w in group.pair.workers])
+                break
+            except SemiPDError as error:
+                if attempt == ATTEMPTS:
+                    raise
+                logger.error("The new workers did not start: %s", error)
+                fallen.append(group.pair)
+                group.pair.kill()
+                switchboard.discard(group.pair.generation)
+        gone = frozenset(pair.generation for pair in fallen)
+        switchboard.release_to(group.pair.generation, [Recover(gone)])
+        self._pulse = _Pulse(group.pair.workers)
+        self.recovery_s.append(time.monotonic() - began)
+        logger.info("Serving again after %.1f s", self.recovery_s[-1])
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"!")
+        except BlockingIOError:
+            """It will wake up anyhow."""
+
+
+class _Pulse:
+    """When each worker's heartbeat was last seen to move."""
+
+    def __init__(self, workers: tuple[Worker, ...]) -> None:
+        now = time.monotonic()
+        self._workers = [
+            (worker, Heartbeat(worker.spec.heartbeat_path)) for worker in workers
+        ]
+        self._seen = {worker: (-1, now) for worker, _ in self._workers}
+
+    def silent(self, timeout_s: float) -> Worker | None:
+        """A worker whose heart has not beaten for so long."""
+        now = time.monotonic()
+        for worker, heartbeat in self._workers:
+            count = heartbeat.read()
+            last, at = self._seen[worker]
+            if count != last:
+                self._seen[worker] = (count, now)
+            elif now - at > timeout_s:
+                return worker
+        return None
+
+
+def _named(worker: Worker) -> str:
+    return f"{worker.spec.title} (pid {worker.pid})"
+
+
+def _exit_code(worker: Worker) -> int | None:
+    worker.process.join(timeout=1)
+    return worker.process.exitcode

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between the thread that watches the workers and the event loop that feeds them.
+
+SGLang's sockets and request states belong to its event loop; each method here may be
+called from another thread, and returns when the loop has done it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import zmq
+import zmq.asyncio
+from sglang.semi_pd.server.request_router import RequestRouter
+from sglang.semi_pd.server.sender_watch import SenderWatch
+from sglang.semi_pd.utils import InstanceRole
+from sglang.semi_pd.workers.messages import DrainOutputs, HasLeft, OutputsDrained
+from sglang.srt.managers.io_struct import sock_send
+from sglang.srt.utils.network import get_zmq_socket
+from sglang.utils import TypeBasedDispatcher
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+    from sglang.srt.server_args import PortArgs
+
+T = TypeVar("T")
+
+LOOP_TIMEOUT_S = 60.0
+DRAIN_TIMEOUT_S = 30.0
+POLL_S = 0.05
+DRAIN_POLL_S = 0.002
+
+
+class Switchboard:
+    """Leads messages to the pair that serves.
+
+    Args:
+        has_left: called on the event loop when a worker has left in good order.
+    """
+
+    def __init__(
+        self,
+        manager: TokenizerManager,
+        port_args: PortArgs,
+        run_directory: Path,
+        has_left: Callable[[HasLeft], None],
+    ) -> None:
+        self._manager = manager
+        self.router = RequestRouter(manager, run_directory)
+        self._to_detokenizer = get_zmq_socket(
+            zmq.asyncio.Context.instance(),
+            zmq.PUSH,
+            port_args.detokenizer_ipc_name,
+            False,
+        )
+        self._senders = SenderWatch(manager.recv_from_detokenizer)
+        self._drained: asyncio.Future[None] | None = None
+        self._has_left = has_left
+
+    def listen(self) -> None:
+        """Take what workers tell us, once SGLang has its dispatcher."""
+        self._manager._result_dispatcher += TypeBasedDispatcher(
+            [(HasLeft, self._has_left), (OutputsDrained, self._note_drained)]
+        )
+
+    def send(self, role: InstanceRole, message: Any) -> None:
+        """Send to the worker of one role."""
+        self._call(self.router.send_to, role, message)
+
+    def prepare(self, generation: int) -> None:
+        """See ``RequestRouter``."""
+        self._call(self.router.prepare, generation)
+
+    def discard(self, generation: int) -> None:
+        """See ``RequestRouter``."""
+        self._call(self.router.discard, generation)
+
+    def switch_to(self, generation: int) -> None:
+        """See ``RequestRouter``."""
+        self._call(self.router.switch_to, generation)
+
+    def finish_switch(self, unfinished: list[str]) -> None:
+        """See ``RequestRouter``."""
+        self._call(self.router.finish_switch, unfinished)
+
+    def hold(self) -> None:
+        """See ``RequestRouter``."""
+        self._call(self.router.hold)
+
+    def release_to(self, generation: int, first: list[Any]) -> None:
+        """See ``RequestRouter``."""
+        self._call(self.router.release_to, generation, first)
+
+    def drain(self, pids: frozenset[int]) -> None:
+        """Return when clients have been sent all that these dead processes sent.
+
+        Raises:
+            TimeoutError: the detokenizer does not answer.
+        """
+        asyncio.run_coroutine_threadsafe(self._drain(pids), self._loop()).result(
+            DRAIN_TIMEOUT_S
+        )
+
+    async def _drain(self, pids: frozenset[int]) -> None:
+        if self._manager.skip_tokenizer_init:
+            await self._drain_here(pids)
+            return
+        self._drained = asyncio.get_running_loop().create_future()
+        sock_send(self._to_detokenizer, DrainOutputs(pids))
+        await self._drained
+
+    async def _drain_here(self, pids: frozenset[int]) -> None:
+        """Workers send straight to the main process."""
+        while self._senders.senders() & pids:
+            await asyncio.sleep(DRAIN_POLL_S)
+        while zmq.Socket.shadow(self._manager.recv_from_detokenizer).poll(0):
+            await asyncio.sleep(DRAIN_POLL_S)
+
+    def _note_drained(self, _: OutputsDrained) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                done.set_result(function(*arguments))
+            except Exception as error:  # noqa: BLE001 - raised again where it was asked
+                done.set_exception(error)
+
+        self._loop().call_soon_threadsafe(run)
+        return done.result(LOOP_TIMEOUT_S)
+
+    def _loop(self) -> Any:
+        """SGLang's event loop, which begins with the first request."""
+        while self._manager.event_loop is None:
+            time.sleep(POLL_S)
+        return self._manager.event_loop

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One started process, and the pair of workers that serves together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from sglang.semi_pd.errors import WorkerStartError
+from sglang.semi_pd.launch import start_progress
+from sglang.semi_pd.sm_allocation import SMAllocation
+from sglang.semi_pd.utils import InstanceRole
+from sglang.semi_pd.workers.worker_spec import WorkerSpec
+
+logger = logging.getLogger(__name__)
+
+JOIN_TIMEOUT_S = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A started process and the pipe on which it says that it is ready."""
+
+    spec: WorkerSpec
+    process: BaseProcess
+    ready: Connection
+    pidfd: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pidfd = os.pidfd_open(self.pid)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        pid = self.process.pid
+        assert pid is not None, "the process was started"
+        return pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone, or a zombie."""
+        return bool(wait([self.pidfd], timeout=0))
+
+    @property
+    def name(self) -> str:
+        """Its role, and its rank where there are several."""
+        return self.spec.title.removeprefix("sglang::semi_pd_")
+
+    def hear(self) -> Any:
+        """A ``Phase`` of its start, or the last it says: what it has to tell of itself.
+
+        Raises:
+            WorkerStartError: it ended instead.
+        """
+        try:
+            return self.ready.recv()
+        except EOFError:
+            self.process.join(JOIN_TIMEOUT_S)
+            raise WorkerStartError(
+                f"{self.spec.title} ended before it was ready",
+                why=f"exit code {self.process.exitcode}; its own lines above say more",
+                mend="-9 is mostly the kernel short of memory: see dmesg",
+            ) from None
+
+    def close(self) -> None:
+        """Let go of an ended process."""
+        self.process.join(JOIN_TIMEOUT_S)
+        self.ready.close()
+        os.close(self.pidfd)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPair:
+    """Prefill and decode of one generation: a process of each for every rank."""
+
+    generation: int
+    allocation: SMAllocation
+    workers: tuple[Worker, ...]
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Of all its processes."""
+        return frozenset(worker.pid for worker in self.workers)
+
+    def kill(self) -> None:
+        """End every process at once; when it returns, all are gone."""
+        for worker in self.workers:
+            worker.process.kill()
+        for worker in self.workers:
+            worker.close()
+
+
+def wait_ready(
+    workers: Iterable[Worker], timeout_s: float | None = None
+) -> dict[InstanceRole, Any]:
+    """Block until every process is ready; returns what rank 0 of each role said.
+
+    Raises:
+        WorkerStartError: one ended before it was ready, or took too long.
+    """
+    said: dict[InstanceRole, Any] = {}
+    waiting = list(workers)
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while waiting:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        spoke = wait([worker.ready for worker in waiting], left)
+        if not spoke:
+            raise _too_late(waiting, timeout_s or 0.0)
+        for worker in [w for w in waiting if w.ready in spoke]:
+            info = worker.hear()
+            if isinstance(info, start_progress.Phase):
+                start_progress.enter(info.doing, worker.name)
+                continue
+            waiting.remove(worker)
+            start_progress.leave("ready", worker.name)
+            logger.info("%s is ready (pid %d)", worker.spec.title, worker.pid)
+            if worker.spec.tp_rank == 0:
+                said[worker.spec.role] = info
+    return said
+
+
+def _too_late(waiting: Sequence[Worker], timeout_s: float) -> WorkerStartError:
+    titles = ", ".join(worker.spec.title for worker in waiting)
+    return WorkerStartError(
+        f"{titles} did not become ready within {timeout_s:.0f} s",
+        why="it hangs, or the machine is very busy",
+        mend="see its last lines in the log",
+    )
