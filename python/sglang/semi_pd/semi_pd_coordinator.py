@@ -266,9 +266,10 @@ class SemiPDCoordinator:
     def _recovery_status(self) -> dict[str, Any]:
         supervisor = self._supervisor
         if supervisor is None:
-            return {"worker_deaths": 0, "last_death": "", "last_recovery_s": None}
+            return {"is_recovering": False, "worker_deaths": 0}
         took = supervisor.recovery_s
         return {
+            "is_recovering": supervisor.is_recovering,
             "worker_deaths": supervisor.deaths,
             "last_death": supervisor.last_death,
             "last_recovery_s": took[-1] if took else None,

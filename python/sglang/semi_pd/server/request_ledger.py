@@ -9,10 +9,13 @@ event loop.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.workers.messages import Resume
 from sglang.srt.managers.io_struct import (
+    AbortReq,
     BatchTokenizedGenerateReqInput,
     TokenizedGenerateReqInput,
 )
@@ -21,12 +24,30 @@ if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 
+MOST_FUTILE = 3
+"""A request that saw so many pairs of workers die without a new token is given up."""
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """A request, and how it fared when workers died.
+
+    Attributes:
+        resumed_at: tokens its client had when it was last resumed.
+        futile: deaths in a row without a token in between.
+    """
+
+    request: TokenizedGenerateReqInput
+    resumed_at: int = -1
+    futile: int = 0
+
+
 class RequestLedger:
     """The requests in flight, as they were sent to the workers."""
 
     def __init__(self, manager: TokenizerManager) -> None:
         self._manager = manager
-        self._requests: dict[str, TokenizedGenerateReqInput] = {}
+        self._requests: dict[str, _InFlight] = {}
 
     def note(self, message: Any) -> bool:
         """Remember the requests in a message; whether it has any."""
@@ -35,7 +56,7 @@ class RequestLedger:
             requests = list(message)
         if not isinstance(requests[0], TokenizedGenerateReqInput):
             return False
-        self._requests.update((request.rid, request) for request in requests)
+        self._requests.update((r.rid, _InFlight(r)) for r in requests)
         return True
 
     def forget(self, rids: Iterable[str]) -> None:
@@ -51,11 +72,36 @@ class RequestLedger:
         wanted = list(self._requests) if rids is None else rids
         found = []
         for rid in wanted:
-            request = self._requests.get(rid)
+            entry = self._requests.get(rid)
             state = self._manager.rid_to_state.get(rid)
-            if request is None or state is None or state.finished:
+            if entry is None or state is None or state.finished:
                 self._requests.pop(rid, None)
             else:
                 sent = list(state.output_ids)
-                found.append(Resume(request=request, output_ids=sent))
+                found.append(Resume(request=entry.request, output_ids=sent))
         return found
+
+    def give_up_hopeless(self) -> list[AbortReq]:
+        """After a death: the requests that may be the cause, to be answered so.
+
+        One that brings its worker down would bring down every other.
+        """
+        hopeless = []
+        for rid, entry in list(self._requests.items()):
+            state = self._manager.rid_to_state.get(rid)
+            has = len(state.output_ids) if state is not None else 0
+            entry.futile = entry.futile + 1 if has == entry.resumed_at else 1
+            entry.resumed_at = has
+            if entry.futile > MOST_FUTILE:
+                del self._requests[rid]
+                hopeless.append(AbortReq(rid=rid, finished_reason=_given_up()))
+        return hopeless
+
+
+def _given_up() -> dict[str, Any]:
+    return {
+        "type": "abort",
+        "message": f"{MOST_FUTILE} pairs of workers died while they had this request",
+        "status_code": HTTPStatus.INTERNAL_SERVER_ERROR,
+        "err_type": "InternalServerError",
+    }

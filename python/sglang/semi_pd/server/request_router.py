@@ -132,6 +132,8 @@ class RequestRouter:
         self._pair.close()
         self._use(generation)
         held, self._held = self._held or [], None
+        for abort in self.ledger.give_up_hopeless():
+            self._manager._handle_abort_req(abort)
         for message in first:
             sock_send(self._pair.prefill, message)
         self._resume(None)

@@ -72,6 +72,7 @@ class Supervisor:
         self._rotation: Rotation | None = None
         self._pulse = _Pulse(())
         self.deaths = 0
+        self.is_recovering = False
         self.last_death = ""
         self.recovery_s: list[float] = []
 
@@ -176,6 +177,7 @@ class Supervisor:
         """Replace the pair; every request goes on from what its client has."""
         began = time.monotonic()
         group, switchboard = self._group, self._switchboard
+        self.is_recovering = True
         self.deaths += 1
         self.last_death = why
         logger.error("%s. Replacing both workers; requests go on after it", why)
@@ -207,6 +209,7 @@ class Supervisor:
         gone = frozenset(pair.generation for pair in fallen)
         switchboard.release_to(group.pair.generation, [Recover(gone)])
         self._pulse = _Pulse(group.pair.workers)
+        self.is_recovering = False
         self.recovery_s.append(time.monotonic() - began)
         logger.info("Serving again after %.1f s", self.recovery_s[-1])
 
@@ -245,5 +248,5 @@ def _named(worker: Worker) -> str:
 
 
 def _exit_code(worker: Worker) -> int | None:
-    worker.process.join(timeout=1)
+    worker.process.join(timeout=10)
     return worker.process.exitcode

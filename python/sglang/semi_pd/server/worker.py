@@ -45,7 +45,7 @@ class Worker:
     @property
     def has_ended(self) -> bool:
         """Whether the process is gone, or a zombie."""
-        return bool(wait([self.pidfd], timeout=0))
+        return self.pidfd < 0 or bool(wait([self.pidfd], timeout=0))
 
     @property
     def name(self) -> str:
@@ -72,7 +72,8 @@ class Worker:
         """Let go of an ended process."""
         self.process.join(JOIN_TIMEOUT_S)
         self.ready.close()
-        os.close(self.pidfd)
+        pidfd, self.pidfd = self.pidfd, -1
+        os.close(pidfd)
 
 
 @dataclass(frozen=True, slots=True)

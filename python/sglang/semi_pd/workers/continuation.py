@@ -43,7 +43,9 @@ def pad_logprobs(req: Req) -> None:
         "output_token_ids_logprobs_val",
         "output_token_ids_logprobs_idx",
     ):
-        getattr(logprob, name).extend([NOT_SENT_AGAIN] * len(req.output_ids))
+        values = getattr(logprob, name)
+        if values is not None:  # asked for
+            values.extend([NOT_SENT_AGAIN] * len(req.output_ids))
 
 
 def accept_by_grammar(req: Req, tokens: list[int]) -> None:

@@ -83,8 +83,7 @@ class HandoverSender:
 
     def close(self) -> None:
         """Return when all that was sent is on its way."""
-        self._socket.close(linger=LINGER_MS)
-        self._context.term()
+        self._context.destroy(linger=LINGER_MS)
 
     def _send(self, req: Req, row: int, committed: int) -> None:
         sock_send(

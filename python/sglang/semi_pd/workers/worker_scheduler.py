@@ -113,11 +113,13 @@ class WorkerScheduler(Scheduler):
     def _leave_now(self, message: Leave) -> None:
         self._finish_iteration()
         unfinished = self.give_all(message.successor)
+        self.memory.table.retire_worker(self.memory.manifest.slot)
         self.on_end()
         outputs = self.ipc_channels.send_to_detokenizer
         outputs.send_output(HasLeft(self.spec.role, self.spec.generation, unfinished))
         if outputs.socket is not None:
-            outputs.socket.close(linger=LINGER_MS)
+            # A child process ends without waiting for what is still to be sent.
+            outputs.socket.context.destroy(linger=LINGER_MS)
         raise SystemExit(0)
 
     def _finish_iteration(self) -> None:
