@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from sglang.semi_pd.server.reallocate_route import Reallocation
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -71,4 +71,19 @@ def install(app: FastAPI, coordinator: SemiPDCoordinator) -> None:
 
     app.add_api_route("/semi_pd/status", status, methods=["GET"])
     app.add_api_route("/semi_pd/reallocate", reallocate, methods=["POST"])
+    if coordinator.server_args.enable_metrics:
+        _add_metrics(app, coordinator)
     app.add_middleware(RefuseUnsupported)
+
+
+def _add_metrics(app: FastAPI, coordinator: SemiPDCoordinator) -> None:
+    # Not before: it imports prometheus_client, which SGLang has to set up first.
+    from sglang.semi_pd.server.metrics_route import PATHS, MetricsRoute
+
+    route = MetricsRoute(coordinator)
+
+    async def metrics(request: Request) -> Response:
+        return await route.answer(request)
+
+    for path in PATHS:
+        app.add_api_route(path, metrics, methods=["GET"], include_in_schema=False)
