@@ -164,14 +164,28 @@ class ServerProcess:
                     found.append(process)
         return sorted(found, key=lambda process: process.pid)
 
-    def stop(self) -> int:
-        """SIGTERM, and what outlives it is killed; returns the exit code."""
+    @property
+    def pid(self) -> int:
+        """The main process."""
+        return self._running().pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._running().poll()
+
+    def stop(self, grace_s: float = STOP_TIMEOUT_S) -> int:
+        """SIGTERM, and what outlives it is killed; returns the exit code.
+
+        Args:
+            grace_s: for the requests that are under way.
+        """
         process = self._running()
         if process.poll() is None:
             self._note_shared_files()
             process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            return process.wait(STOP_TIMEOUT_S)
+            return process.wait(grace_s)
         process.kill()
         return process.wait()
 

@@ -31,6 +31,7 @@ from sglang.semi_pd.process_rotation_manager import (
 from sglang.semi_pd.resident.resident_channel import AttachRequest, attach
 from sglang.semi_pd.server import fork_server, main_process, run_directory
 from sglang.semi_pd.server.http_thread import ServerThread
+from sglang.semi_pd.server.readiness import Readiness
 from sglang.semi_pd.server.slo_service import SLOService
 from sglang.semi_pd.server.worker_group import WorkerGroup, input_address
 from sglang.semi_pd.sm_allocation import SMAllocation
@@ -62,6 +63,7 @@ class SemiPDCoordinator:
             allow_overlap=self.config.overlap_allowed,
         )
         self.run_directory = run_directory.create()
+        self.readiness = Readiness()
         self.slo = SLOService(self.config, self.rotation)
         self._partition: SMPartition = NoPartition()
         self._group: WorkerGroup | None = None
@@ -142,10 +144,9 @@ class SemiPDCoordinator:
         self._partition = NoPartition()
         shutil.rmtree(self.run_directory, ignore_errors=True)
 
-    @property
-    def load_snapshot_path(self) -> str:
-        """The file in which decode tells the main process its load."""
-        return load_snapshot_path(self.run_directory, InstanceRole.DECODE)
+    def load_snapshot_path(self, role: InstanceRole) -> str:
+        """The file in which a worker tells the main process its load."""
+        return load_snapshot_path(self.run_directory, role)
 
     @property
     def decode_address(self) -> str:
@@ -174,6 +175,7 @@ class SemiPDCoordinator:
         usage = self.get_unified_memory_usage()
         return {
             "is_running": self._is_running,
+            "readiness": self.readiness.as_status(),
             "components": self._components(),
             "partition_backend": self._partition.name,
             "process_rotation_status": {

@@ -3,7 +3,8 @@
 
 SGLang's TokenizerManager speaks to one scheduler; here that is prefill, which hands
 requests over to decode. What concerns running requests, or the process as such, goes to
-decode as well. Upstream expects one answer to a control message: prefill's.
+decode as well. Upstream expects one answer to a control message: prefill's. How the
+server does is known to decode alone: it generates the tokens.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sglang.srt.managers.io_struct import (
     ConfigureLoggingReq,
     ContinueGenerationReqInput,
     FreezeGCReq,
+    GetInternalStateReq,
     PauseGenerationReqInput,
     ProfileReq,
     SetInternalStateReq,
@@ -66,4 +68,6 @@ class RequestRouter:
 
     def _targets(self, manager: TokenizerManager, message: Any) -> list[Any]:
         prefill = manager.send_to_scheduler
+        if isinstance(message, GetInternalStateReq):
+            return [self._decode]
         return [prefill, self._decode] if isinstance(message, _FOR_BOTH) else [prefill]

@@ -181,6 +181,9 @@ def role_server_args(server_args: ServerArgs, role: InstanceRole) -> ServerArgs:
         changes["disaggregation_mode"] = role.value
         # The backend with the fewest side effects; its classes are never used.
         changes["disaggregation_transfer_backend"] = "nixl"
+    if role is not InstanceRole.PREFILL:
+        # Prefill owns the prefix cache; there is one address to publish its events on.
+        changes["kv_events_config"] = None
     return for_role(server_args, role.value, **changes)
 
 

@@ -22,6 +22,7 @@ from sglang.semi_pd.workers.messages import Handover
 from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
 from sglang.srt.disaggregation.decode import DecodePreallocQueue
 from sglang.srt.disaggregation.utils import DisaggregationMode
+from sglang.srt.managers.io_struct import GetInternalStateReq
 from sglang.srt.managers.schedule_batch import Req
 from sglang.utils import TypeBasedDispatcher
 
@@ -120,10 +121,12 @@ class DecodeScheduler(WorkerScheduler):
         dispatcher: TypeBasedDispatcher = self._request_dispatcher
         dispatcher += TypeBasedDispatcher([(Handover, self.receive)])
 
-        def without_answer(message: Any) -> None:
-            dispatcher(message)  # prefill answers for both
+        def dispatch(message: Any) -> Any:
+            answer = dispatcher(message)
+            # Of what both receive, prefill answers for both.
+            return answer if isinstance(message, GetInternalStateReq) else None
 
-        self._request_dispatcher: Callable[[Any], None] = without_answer
+        self._request_dispatcher: Callable[[Any], Any] = dispatch
 
     def init_output_streamer(self) -> None:
         super().init_output_streamer()

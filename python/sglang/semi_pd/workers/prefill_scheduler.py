@@ -9,7 +9,9 @@ and after the last chunk the request, its row and its pages are handed over.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.workers.handover import HandoverSender, no_transfer
@@ -21,6 +23,9 @@ from sglang.srt.mem_cache.common import release_kv_cache
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
+    from sglang.srt.managers.scheduler_components.load_inquirer import (
+        SchedulerLoadInquirer,
+    )
 
 
 logger = logging.getLogger(__name__)
@@ -62,6 +67,22 @@ class PrefillScheduler(WorkerScheduler):
         self._handovers = HandoverSender(
             self.spec.handover_address, self.req_to_token_pool, self.memory.table
         )
+
+    def init_load_inquirer(self) -> None:
+        super().init_load_inquirer()
+        # Upstream's prefill role reports no running requests: it runs none to the end.
+        inquirer: SchedulerLoadInquirer = self.load_inquirer
+        self.load_inquirer: SchedulerLoadInquirer = dataclasses.replace(
+            inquirer, get_running_batch=self._being_computed
+        )
+
+    def _being_computed(self) -> SimpleNamespace:
+        """Requests in the batches that are launched and not concluded."""
+        batches = [self.cur_batch_for_debug]
+        if self.enable_overlap:
+            batches.append(self.last_batch)
+        reqs = {req.rid: req for batch in filter(None, batches) for req in batch.reqs}
+        return SimpleNamespace(reqs=list(reqs.values()))
 
     def handle_generate_request(self, recv_req: TokenizedGenerateReqInput) -> None:
         # Upstream's prefill role limits max_new_tokens to 1 in place.
