@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang.semi_pd.launch import preflight
+from sglang.semi_pd.launch import typed_flags
 from sglang.semi_pd.server.admission import HEALTH
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "semi_pd" / "fleet"))
@@ -62,7 +62,7 @@ def test_manifests_fit_kubernetes_schemas() -> None:
 
 def test_instances_are_started_with_flags_that_exist() -> None:
     flags = {arg.split("=")[0] for arg in container("semi-pd")["args"]}
-    ours = flags & preflight.OUR_FLAGS
+    ours = flags & typed_flags.OUR_FLAGS
     assert "--enable-semi-pd-coordinator" in ours
     assert flags - ours <= {"--model-path", "--host", "--port", "--enable-metrics"}
 

@@ -7,12 +7,10 @@ find an endpoint's level only there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from sglang.semi_pd.server.admission import Admission
 from sglang.semi_pd.server.reallocate_route import Reallocation
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -58,14 +56,8 @@ class RefuseUnsupported:
         await JSONResponse({"error": {"message": message}}, 400)(scope, receive, send)
 
 
-def install(
-    app: FastAPI, coordinator: SemiPDCoordinator, silence: Callable[[], str | None]
-) -> None:
-    """Add the routes, and refuse the others; before the server starts to listen.
-
-    Args:
-        silence: see ``Admission``.
-    """
+def install(app: FastAPI, coordinator: SemiPDCoordinator) -> None:
+    """Add the routes, and refuse the others; before the server starts to listen."""
     from sglang.srt.utils.auth import AuthLevel, auth_level
 
     reallocation = Reallocation(coordinator)
@@ -82,7 +74,6 @@ def install(
     if coordinator.server_args.enable_metrics:
         _add_metrics(app, coordinator)
     app.add_middleware(RefuseUnsupported)
-    app.add_middleware(Admission, readiness=coordinator.readiness, silence=silence)
 
 
 def _add_metrics(app: FastAPI, coordinator: SemiPDCoordinator) -> None:

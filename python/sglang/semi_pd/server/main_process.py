@@ -238,10 +238,14 @@ class MainProcessHooks:
         if http_server is None:
             return
         from sglang.semi_pd.server import http_routes
+        from sglang.semi_pd.server.admission import Admission
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+        http_routes.install(http_server.app, coordinator)
         assert self._loads is not None, "made by launch_schedulers"
-        http_routes.install(http_server.app, coordinator, self._loads.silence)
+        http_server.app.add_middleware(
+            Admission, readiness=coordinator.readiness, silence=self._loads.silence
+        )
         HookRegistry.register(_SERVE, self.serve, HookType.AROUND)
         HookRegistry.register(_WARM_UP, self.warm_up, HookType.AROUND)
         HookRegistry.apply_hooks()
