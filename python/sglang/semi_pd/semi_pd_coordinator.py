@@ -17,6 +17,8 @@ from sglang.semi_pd.config import SemiPDConfig, resolve
 from sglang.semi_pd.errors import SemiPDError
 from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.metrics_aggregator import MetricsAggregator
+from sglang.semi_pd.monitoring.history import History
+from sglang.semi_pd.monitoring.instance_view import InstanceView
 from sglang.semi_pd.partition.cpu_share import CoreSplit
 from sglang.semi_pd.partition.fixed_split import FixedSplit
 from sglang.semi_pd.partition.sm_partition import (
@@ -65,6 +67,7 @@ class SemiPDCoordinator:
         self.run_directory = run_directory.create()
         self.readiness = Readiness()
         self.slo = SLOService(self.config, self.rotation)
+        self.history = History(lambda: InstanceView.from_status(self.get_status()))
         self._partition: SMPartition = NoPartition()
         self._group: WorkerGroup | None = None
         self._table: BlockTable | None = None
@@ -127,11 +130,13 @@ class SemiPDCoordinator:
         self._table = self._attach_table()
         self._is_running = True
         self.slo.start()
+        self.history.start()
         return said
 
     def end_processes(self) -> None:
         """End every process and remove what the instance kept on disk."""
         self._is_running = False
+        self.history.stop()
         self.slo.stop()
         if self._group is not None:
             self._group.stop()

@@ -33,6 +33,7 @@ Original = Callable[..., Any]
 _ENGINE = "sglang.srt.entrypoints.engine.Engine"
 _SERVE = "sglang.srt.entrypoints.http_server._setup_and_run_http_server"
 _WARM_UP = "sglang.srt.entrypoints.http_server._wait_and_warmup"
+_KEYS = "sglang.srt.utils.auth.add_api_key_middleware"
 _LOAD_PATH = "sglang.srt.managers.load_snapshot.shm_path_for"
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 
@@ -248,8 +249,9 @@ class MainProcessHooks:
         )
         HookRegistry.register(_SERVE, self.serve, HookType.AROUND)
         HookRegistry.register(_WARM_UP, self.warm_up, HookType.AROUND)
+        HookRegistry.register(_KEYS, http_routes.add_key_checks, HookType.AROUND)
         HookRegistry.apply_hooks()
-        require_applied([_SERVE, _WARM_UP])
+        require_applied([_SERVE, _WARM_UP, _KEYS])
 
     @staticmethod
     def _stop_watchdog() -> None:
