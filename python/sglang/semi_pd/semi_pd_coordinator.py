@@ -31,7 +31,12 @@ from sglang.semi_pd.process_rotation_manager import (
     SplitMechanism,
 )
 from sglang.semi_pd.resident.resident_channel import AttachRequest, attach
-from sglang.semi_pd.server import fork_server, main_process, run_directory
+from sglang.semi_pd.server import (
+    fork_server,
+    main_process,
+    memory_usage,
+    run_directory,
+)
 from sglang.semi_pd.server.http_thread import ServerThread
 from sglang.semi_pd.server.readiness import Readiness
 from sglang.semi_pd.server.slo_service import SLOService
@@ -196,23 +201,7 @@ class SemiPDCoordinator:
         """KV memory: total, allocated, and who has it; None before the start."""
         if self._table is None:
             return None
-        usage = self._table.usage()
-        block_bytes = self._block_bytes
-        return {
-            "total_memory_bytes": usage.pages_total * block_bytes,
-            "allocated_memory_bytes": usage.pages_used * block_bytes,
-            "utilization_ratio": usage.pages_used / usage.pages_total,
-            "total_blocks": usage.pages_total,
-            "free_blocks": usage.pages_free,
-            "allocated_blocks": usage.pages_used,
-            "peak_blocks": usage.pages_peak,
-            "blocks_by_role": dict(usage.pages_by_role),
-            "allocated_rows": usage.rows_total - usage.rows_free,
-            "total_rows": usage.rows_total,
-            "lock_wait_max_us": usage.lock_wait_max_ns / 1000,
-            "audits_run": usage.audits_run,
-            "audits_failed": usage.audits_failed,
-        }
+        return memory_usage.describe(self._table.usage(), self._block_bytes)
 
     def _split_mechanism(self) -> SplitMechanism:
         if self.server_args.device != "cpu":

@@ -146,6 +146,7 @@ class WorkerGroup:
             },
             percentage=allocation.percentage_of(role) if role.is_worker else 100,
             pool_bytes=SemiPDConfig.from_server_args(args).pool_bytes,
+            has_prefix_cache=not args.disable_radix_cache,
             cores=cores_for(role, allocation) if args.device == "cpu" else frozenset(),
         )
 
@@ -175,8 +176,9 @@ def role_server_args(server_args: ServerArgs, role: InstanceRole) -> ServerArgs:
     changes: dict[str, Any] = {
         "random_seed": server_args.random_seed,
         "enable_unified_memory": False,
-        "disable_radix_cache": True,
     }
+    if role is not InstanceRole.PREFILL:
+        changes["disable_radix_cache"] = True  # the tree is prefill's
     if role.is_worker:
         changes["disaggregation_mode"] = role.value
         # The backend with the fewest side effects; its classes are never used.

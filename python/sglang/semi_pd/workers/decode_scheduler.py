@@ -14,16 +14,20 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sglang.semi_pd.workers.handover import adopt
+from sglang.semi_pd.utils import row_label
+from sglang.semi_pd.workers.borrowing_cache import Borrowed, BorrowingCache
+from sglang.semi_pd.workers.handover import adopt, find_row, socket_of
 from sglang.semi_pd.workers.messages import Handover
+from sglang.semi_pd.workers.room import RoomRequest
 from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
 from sglang.srt.disaggregation.decode import DecodePreallocQueue
 from sglang.srt.disaggregation.utils import DisaggregationMode
-from sglang.srt.managers.io_struct import GetInternalStateReq
-from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.io_struct import GetInternalStateReq, sock_send
+from sglang.srt.managers.schedule_batch import NextBatchPlan, Req
 from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
@@ -62,7 +66,7 @@ class AdoptionQueue(DecodePreallocQueue):
             req.retraction_mb_id = None
             self.retracted_queue.append(req)
         else:
-            adopt(req, self.scheduler.take_handover(req.rid))
+            self.scheduler.adopt(req)
             self.adopted.append(req)
 
     @property
@@ -73,11 +77,24 @@ class AdoptionQueue(DecodePreallocQueue):
         running = self._active_reserved_tokens()
         return running + self._prealloc_required_tokens(self.retracted_queue[0])[0]
 
+    def _prealloc_required_tokens(self, req: Req) -> tuple[int, int]:
+        full, swa = super()._prealloc_required_tokens(req)
+        if not self._active_req_count():
+            # Alone, it needs no more than itself: more might never be free.
+            full = self._prealloc_kv_lens(req)[0] + self.tree_cache.page_size
+        return full, swa
+
     def pop_adopted(self) -> list[Req]:
-        """Requests that may join the batch: none while retracted ones wait."""
+        """Requests that may join the batch.
+
+        While retracted ones wait, they do too; except one by one when the batch is so
+        small that it could not free memory by itself: they hold what the others need.
+        """
+        most = len(self.adopted)
         if self.retracted_queue:
-            return []
-        adopted, self.adopted = self.adopted, []
+            running = self.scheduler.running_batch.batch_size()
+            most = 1 if running + len(self.scheduler.waiting_queue) < 2 else 0
+        adopted, self.adopted = self.adopted[:most], self.adopted[most:]
         return adopted
 
 
@@ -99,13 +116,26 @@ def count_as_undivided(original: Callable[[Any], None], batch: ScheduleBatch) ->
             req.output_ids = output_ids
 
 
+def borrowing_cache(original: Callable[..., Any], context: Any) -> Any:
+    """The cache of a worker that has no tree, but gives to one that has."""
+    spec = DecodeScheduler.spec
+    if not spec.has_prefix_cache:
+        return original(context)
+    return BorrowingCache(
+        context.params, DecodeScheduler.memory.table, lender=spec.generation
+    )
+
+
 class DecodeScheduler(WorkerScheduler):
     """Generates tokens for requests that the prefill worker hands over."""
 
     queue_replacement = {
         "sglang.srt.disaggregation.decode.DecodePreallocQueue": AdoptionQueue
     }
-    around = {f"{_BATCH}.cumulate_penalty_output_tokens": count_as_undivided}
+    around = {
+        f"{_BATCH}.cumulate_penalty_output_tokens": count_as_undivided,
+        "sglang.srt.mem_cache.registry.default_radix_cache_factory": borrowing_cache,
+    }
 
     def init_ipc_channels(self, port_args: Any) -> None:
         super().init_ipc_channels(port_args)
@@ -144,9 +174,18 @@ class DecodeScheduler(WorkerScheduler):
         self._handover_ms.append(1e3 * (time.monotonic() - handover.handed_over_at))
         self.handle_generate_request(request)
 
-    def take_handover(self, rid: str) -> Handover:
-        """The handover that brought request ``rid``."""
-        return self._handovers.pop(rid)
+    def adopt(self, req: Req) -> None:
+        """Let ``req`` have what its handover brought."""
+        handover = self._handovers.pop(req.rid)
+        label = row_label(req.rid, handover.loan.number)
+        row = find_row(self.memory.table, label, self.give_back)
+        adopt(req, handover, row)
+        req.semi_pd_borrowed = Borrowed(handover.loan)
+
+    def give_back(self) -> None:
+        """Give ended requests back to prefill, as far as forwards allow."""
+        if isinstance(self.tree_cache, BorrowingCache):
+            self.tree_cache.give_back()
 
     def on_end(self) -> None:
         """Leave in the log how long handovers took, from hand to hand."""
@@ -158,10 +197,17 @@ class DecodeScheduler(WorkerScheduler):
         super().init_running_status()
         # Prefill may not take the last pages: decode would have to put requests aside.
         pages = self.memory.table.layout.num_pages
-        reserve = min(DECODE_RESERVE_PAGES, pages // LARGEST_RESERVE_SHARE)
-        self.memory.table.set_reserve(self.memory.manifest.slot, reserve)
+        self._reserve = min(DECODE_RESERVE_PAGES, pages // LARGEST_RESERVE_SHARE)
+        self.memory.table.set_reserve(self.memory.manifest.slot, self._reserve)
+        send = None
+        if self.spec.tp_rank == 0:
+            send = partial(sock_send, socket_of(self.spec.give_back_address))
+        self._room = RoomRequest(self.memory.table, send, self.agree)
+        if isinstance(self.tree_cache, BorrowingCache):
+            self.tree_cache.send = send
 
     def process_decode_queue(self) -> None:
+        self.give_back()
         queue = self.disagg_decode_prealloc_queue
         allocator = self.token_to_kv_pool_allocator
         steps_ahead = 2 * (self.running_batch.batch_size() + len(self.waiting_queue))
@@ -169,3 +215,50 @@ class DecodeScheduler(WorkerScheduler):
         allocator.demand_pages = steps_ahead + to_resume + MIN_LEASE_PAGES
         self.waiting_queue.extend(queue.resume_retracted_reqs())
         self.waiting_queue.extend(queue.pop_adopted())
+        self._ask_for_room_ahead()
+
+    def get_next_disagg_decode_batch_to_run(
+        self, running_batch: ScheduleBatch
+    ) -> NextBatchPlan:
+        """As upstream, but before a request is put aside prefill is asked to evict."""
+        missing = self._missing_pages(running_batch)
+        if not missing:
+            self._room.satisfied()
+        elif self._room.must_wait(missing, is_last=running_batch.batch_size() < 2):
+            return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+        return super().get_next_disagg_decode_batch_to_run(running_batch)
+
+    def on_idle(self) -> None:
+        # A batch that waits for memory is no reason to give back what there is.
+        if self.running_batch.is_empty():
+            super().on_idle()
+
+    def return_unused(self) -> None:
+        self.give_back()
+        super().return_unused()
+
+    def _missing_pages(self, running_batch: ScheduleBatch) -> int:
+        """Pages that the next step needs and that cannot be leased."""
+        allocator = self.token_to_kv_pool_allocator
+        needed = sum(
+            req.kv_committed_len % allocator.page_size == 0
+            for req in (*running_batch.reqs, *self.waiting_queue)
+            if not req.finished()
+        )
+        return 0 if allocator.lease(needed) else needed - allocator.leased_pages
+
+    def _ask_for_room_ahead(self) -> None:
+        """Keep the reserve free while requests run: prefill evicts beside its work."""
+        if self.running_batch.is_empty() and not self.tokens_wait:
+            return
+        allocator = self.token_to_kv_pool_allocator
+        usage = self.memory.table.usage()
+        wanted = max(self._reserve, allocator.demand_pages)
+        missing = wanted - usage.pages_free - allocator.leased_pages
+        if missing > 0:
+            self._room.ask_ahead(missing)
+
+    @property
+    def tokens_wait(self) -> bool:
+        """Whether requests wait to be resumed."""
+        return bool(self.disagg_decode_prealloc_queue.retracted_queue)

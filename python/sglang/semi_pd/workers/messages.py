@@ -26,16 +26,33 @@ class PrefillTimes:
     prefill_finished_time: float
 
 
+@dataclass(frozen=True, slots=True)
+class Loan:
+    """What the lender keeps of a request that it handed over.
+
+    Attributes:
+        number: counts the lender's handovers.
+        lender: generation of the lender.
+        shared_tokens: so many tokens at the start of the row lie in pages that stay the
+            lender's, as part of its prefix cache; the receiver borrows them.
+    """
+
+    number: int
+    lender: int
+    shared_tokens: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handover:
     """A running request changes hands; its KV stays where it is.
 
     Sent by the worker that gives the request up, after it has made the receiver the
-    owner of the request row and of its pages.
+    owner of the request row and of its pages. The row is found by its label
+    (``utils.row_label``), because every rank has rows of its own.
 
     Attributes:
         request: what the client asked for, as it arrived.
-        row: index of the request's row in ``req_to_token``.
+        loan: the lender's side of it; its number is in the label of the row.
         committed_tokens: tokens whose KV is written.
         output_ids: tokens generated so far; the last one has no KV yet.
         cached_tokens: prompt tokens that came from the prefix cache.
@@ -43,7 +60,7 @@ class Handover:
     """
 
     request: TokenizedGenerateReqInput
-    row: int
+    loan: Loan
     committed_tokens: int
     output_ids: list[int]
     cached_tokens: int
@@ -51,3 +68,58 @@ class Handover:
     times: PrefillTimes
     handed_over_at: float
     """``time.monotonic()`` of the sender, to measure how long a handover takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequence:
+    """A whole sequence, for a prefill worker that never had the request.
+
+    Attributes:
+        input_ids: the prompt.
+        extra_key, priority: as SGLang's prefix cache keeps them.
+    """
+
+    input_ids: list[int]
+    extra_key: str | None
+    priority: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveBack:
+    """A request that was handed over has ended; its KV goes into the prefix cache.
+
+    Sent after the row and its pages have become the receiver's, and after the last
+    forward that could write to them has finished.
+
+    Attributes:
+        rid, loan: which request; ``loan`` as in its handover.
+        has_row: False if the KV is gone (the request was put aside): then only what the
+            lender keeps locked for it is to be let go.
+        output_ids: tokens generated.
+        committed_tokens, allocated_tokens: of the row; KV written, slots filled.
+        reasoning_tokens: of ``output_ids``, as SGLang counts them.
+        sequence: there if the receiver is not the lender, or was told already.
+    """
+
+    rid: str
+    loan: Loan
+    has_row: bool
+    output_ids: list[int]
+    committed_tokens: int
+    allocated_tokens: int
+    reasoning_tokens: int
+    sequence: Sequence | None
+
+
+@dataclass(frozen=True, slots=True)
+class MakeRoom:
+    """Decode asks prefill to evict from its prefix cache.
+
+    Attributes:
+        pages: so many are missing.
+        sequence: to be answered in the block table once the pages are free; 0: no
+            answer needed.
+    """
+
+    pages: int
+    sequence: int

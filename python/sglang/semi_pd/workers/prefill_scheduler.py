@@ -14,12 +14,17 @@ import logging
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from sglang.semi_pd.memory.block_table import Answer
 from sglang.semi_pd.workers.handover import HandoverSender, no_transfer
+from sglang.semi_pd.workers.lender import Lender
+from sglang.semi_pd.workers.messages import GiveBack, MakeRoom
 from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
 from sglang.srt.disaggregation.prefill import PrefillBootstrapQueue
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.common import release_kv_cache
+from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+AHEAD_SHARE = 16
+"""At most a sixteenth of the pool is kept ready for the next batch."""
 
 
 class ReadyQueue(PrefillBootstrapQueue):
@@ -64,8 +72,23 @@ class PrefillScheduler(WorkerScheduler):
     def init_disaggregation(self) -> None:
         super().init_disaggregation()
         self._arriving: dict[str, TokenizedGenerateReqInput] = {}
-        self._handovers = HandoverSender(
-            self.spec.handover_address, self.req_to_token_pool, self.memory.table
+        table, rows = self.memory.table, self.req_to_token_pool
+        self._handovers = HandoverSender(self.spec, rows, table)
+        self._lender = Lender(self.tree_cache, rows, table, self.spec.generation)
+
+    def init_ipc_channels(self, port_args: Any) -> None:
+        super().init_ipc_channels(port_args)
+        if self.recv_from_tokenizer is not None:
+            # One socket for both senders, as decode has it.
+            self.recv_from_tokenizer.bind(self.spec.give_back_address)
+
+    def init_request_dispatcher(self) -> None:
+        super().init_request_dispatcher()
+        self._request_dispatcher += TypeBasedDispatcher(
+            [
+                (GiveBack, lambda message: self._lender.take_back(message)),
+                (MakeRoom, self.make_room),
+            ]
         )
 
     def init_load_inquirer(self) -> None:
@@ -108,7 +131,61 @@ class PrefillScheduler(WorkerScheduler):
         plan = super().get_next_disagg_prefill_batch_to_run(running_batch, last_batch)
         if plan.batch_to_run is None:
             self.return_unused()
+        else:
+            self._evict_ahead()
+        self._publish_held()
         return plan
+
+    def make_room(self, message: MakeRoom) -> None:
+        """Evict for decode; answer when it can have the pages."""
+        is_busy = self.chunked_req is not None or self.last_batch is not None
+
+        def answer() -> None:
+            if message.sequence:
+                self.memory.table.publish_answer(Answer(message.sequence, is_busy))
+
+        allocator = self.token_to_kv_pool_allocator
+        with allocator.promising(answer):
+            self._evict(message.pages)
+        allocator.publish_retired()
+
+    def _evict(self, pages: int) -> None:
+        """Evict, but nothing that the rest of a prompt was admitted for."""
+        page_size = self.token_to_kv_pool_allocator.page_size
+        spare = self.tree_cache.evictable_size() - self._pages_owed() * page_size
+        tokens = min(pages * page_size, spare)
+        if tokens > 0:
+            self.tree_cache.evict(EvictParams(num_tokens=tokens))
+
+    def _pages_owed(self) -> int:
+        """Pages that the rest of the current prompt needs and that are not leased."""
+        if self.chunked_req is None:
+            return 0
+        allocator = self.token_to_kv_pool_allocator
+        pages = len(self.chunked_req.origin_input_ids) // allocator.page_size + 2
+        return max(0, pages - allocator.leased_pages)
+
+    def _evict_ahead(self) -> None:
+        """While this batch runs, free pages for the next: the copy of their numbers to
+        the host would otherwise wait for it."""
+        allocator = self.token_to_kv_pool_allocator
+        pages = self._pages_ahead - allocator.retiring_pages
+        if self._lender.lends and not allocator.lease(pages):
+            self._evict(pages - allocator.leased_pages)
+
+    @property
+    def _pages_ahead(self) -> int:
+        """Pages to have ready for the next batch."""
+        allocator = self.token_to_kv_pool_allocator
+        chunk = (self.chunked_prefill_size or 0) // allocator.page_size
+        return min(chunk, self.memory.table.layout.num_pages // AHEAD_SHARE)
+
+    def _publish_held(self) -> None:
+        allocator = self.token_to_kv_pool_allocator
+        self.memory.table.publish_held(
+            leased=allocator.leased_pages,
+            cached=self.tree_cache.evictable_size() // allocator.page_size,
+        )
 
     def _pages_wanted(self) -> int:
         """Pages for all prompts that wait, one page of slack each."""
@@ -156,6 +233,8 @@ class PrefillScheduler(WorkerScheduler):
         if any(self.memory.table.usage().rows_by_slot.values()):
             logger.warning("Cache not flushed: requests are still being decoded")
             return False
+        if self._lender.lends and self.is_fully_idle():
+            self._evict(self.memory.table.layout.num_pages)
         return super().flush_cache(empty_cache)
 
     def _conclude(self, req: Req) -> None:
@@ -166,4 +245,5 @@ class PrefillScheduler(WorkerScheduler):
             req.time_stats.set_completion_time()
             self.output_streamer.stream_output([req], req.return_logprob, None)
         else:
-            self._handovers.hand_over(req)
+            shared_tokens = req.cache_protected_len if self._lender.lends else 0
+            self._lender.lend(req, self._handovers.hand_over(req, shared_tokens))

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import setproctitle
+import torch
 from sglang.semi_pd.partition.cpu_share import take_cores
 from sglang.semi_pd.workers.messages import TakeCores
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.utils import TypeBasedDispatcher
+from torch.distributed import ReduceOp
 
 if TYPE_CHECKING:
     from sglang.semi_pd.workers.resident_memory import ResidentMemory
@@ -48,10 +50,26 @@ class WorkerScheduler(Scheduler):
             [(TakeCores, lambda message: take_cores(message.cores))]
         )
 
+<<<<<<< HEAD
     def init_all_cuda_graphs(self) -> None:
         if not self.server_args.disable_cuda_graph:
             type(self).enter("capturing graphs")
         super().init_all_cuda_graphs()
+=======
+    def init_running_status(self) -> None:
+        super().init_running_status()
+        if self.ps.tp_size > 1:
+            self.token_to_kv_pool_allocator.agree = self.agree
+            self.req_to_token_pool.agree = self.agree
+
+    def agree(self, count: int) -> int:
+        """The smallest count of all ranks; all call it at the same point."""
+        if self.ps.tp_size == 1:
+            return count
+        counts = torch.tensor([count])
+        torch.distributed.all_reduce(counts, ReduceOp.MIN, self.tp_cpu_group)
+        return int(counts.item())
+>>>>>>> 9aa24e0 (Prefix cache across the two workers: lend at the handover, give back at the end)
 
     def _end_soon(self, *_: object) -> None:
         self.gracefully_exit = True

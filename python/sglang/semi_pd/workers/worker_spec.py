@@ -25,6 +25,7 @@ class WorkerSpec:
         cores: CPU cores it may use; empty means all of them.
         percentage: its share of the SMs.
         pool_bytes: size of the KV cache, None where the model decides.
+        has_prefix_cache: whether finished sequences are kept for prompts that begin so.
     """
 
     role: InstanceRole
@@ -39,6 +40,7 @@ class WorkerSpec:
     cores: frozenset[int]
     percentage: int
     pool_bytes: int | None
+    has_prefix_cache: bool
 
     @property
     def title(self) -> str:
@@ -66,6 +68,11 @@ class WorkerSpec:
     def handover_address(self) -> str:
         """Where this generation's decode worker receives handovers."""
         return handover_address(self.run_directory, self.generation)
+
+    @property
+    def give_back_address(self) -> str:
+        """Where this generation's prefill worker gets requests back."""
+        return f"ipc://{self.run_directory}/give-back-{self.generation}"
 
 
 def handover_address(run_directory: Path, generation: int) -> str:
