@@ -40,7 +40,7 @@ class Chat:
             said += last["output_ids"]
 
 
-def chats(
+def chats(  # noqa: PLR0913 - keyword-only
     count: int, turns: int, *, question: int, answer: int, common: int, seed: int
 ) -> list[Chat]:
     """Chats that all begin with the same ``common`` tokens and then differ."""
@@ -48,13 +48,12 @@ def chats(
     return [
         Chat(
             [
-                (system if turn == 0 else [])
-                + prompt(question, seed + 100 * user + turn)
+                (system if turn == 0 else []) + prompt(question, first + turn)
                 for turn in range(turns)
             ],
             answer,
         )
-        for user in range(count)
+        for first in range(seed, seed + 100 * count, 100)
     ]
 
 

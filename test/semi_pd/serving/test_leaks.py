@@ -28,7 +28,7 @@ def require_nothing_allocated(server: Server) -> None:
 
     def is_empty() -> bool:
         usage = server.memory_usage()
-        used = usage["allocated_blocks"] - usage["cached_blocks"]
+        used = usage["allocated_blocks"] - usage["blocks_by_state"]["cached"]
         return used == 0 and usage["allocated_rows"] == 0
 
     waited = process_table.wait_until(is_empty, SETTLE_S)

@@ -77,10 +77,12 @@ def test_flush_empties_the_cache(semi_pd: Server) -> None:
     """Blocks are cached after a request, and free after a flush."""
     semi_pd.generate(input_ids=prompt(200, seed=44))
     require_nothing_allocated(semi_pd)
-    assert semi_pd.memory_usage()["cached_blocks"] >= 200
+    assert semi_pd.memory_usage()["blocks_by_state"]["cached"] >= 200
     flush(semi_pd)
     usage = semi_pd.memory_usage()
-    assert (usage["allocated_blocks"], usage["cached_blocks"]) == (0, 0), usage
+    assert (usage["allocated_blocks"], usage["blocks_by_state"]["cached"]) == (0, 0), (
+        usage
+    )
 
 
 @pytest.fixture(scope="module")

@@ -22,15 +22,15 @@ def blocks_by_state(usage: BlockUsage) -> dict[str, int]:
 
 def describe(usage: BlockUsage, block_bytes: int) -> dict[str, Any]:
     """Bytes, blocks by state and role, rows, lock and audits."""
-    by_state = blocks_by_state(usage)
     return {
         "total_memory_bytes": usage.pages_total * block_bytes,
         "allocated_memory_bytes": usage.pages_used * block_bytes,
         "utilization_ratio": usage.pages_used / usage.pages_total,
         "total_blocks": usage.pages_total,
         "allocated_blocks": usage.pages_used,
-        **{f"{state}_blocks": count for state, count in by_state.items()},
+        "free_blocks": usage.pages_free,
         "peak_blocks": usage.pages_peak,
+        "blocks_by_state": blocks_by_state(usage),
         "blocks_by_role": dict(usage.pages_by_role),
         "leased_by_role": dict(usage.leased_by_role),
         "running_by_role": usage.running_by_role,

@@ -50,12 +50,11 @@ class WorkerScheduler(Scheduler):
             [(TakeCores, lambda message: take_cores(message.cores))]
         )
 
-<<<<<<< HEAD
     def init_all_cuda_graphs(self) -> None:
         if not self.server_args.disable_cuda_graph:
             type(self).enter("capturing graphs")
         super().init_all_cuda_graphs()
-=======
+
     def init_running_status(self) -> None:
         super().init_running_status()
         if self.ps.tp_size > 1:
@@ -69,7 +68,6 @@ class WorkerScheduler(Scheduler):
         counts = torch.tensor([count])
         torch.distributed.all_reduce(counts, ReduceOp.MIN, self.tp_cpu_group)
         return int(counts.item())
->>>>>>> 9aa24e0 (Prefix cache across the two workers: lend at the handover, give back at the end)
 
     def _end_soon(self, *_: object) -> None:
         self.gracefully_exit = True
