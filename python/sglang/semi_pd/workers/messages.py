@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.sm_allocation import SMAllocation
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import ReqLogprob
 
@@ -16,6 +17,18 @@ class TakeCores:
     """To a worker on a CPU host: from now on, run on these cores."""
 
     cores: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSMs:
+    """To a worker on a GPU with green contexts: from now on, run on your SMs of this.
+
+    Attributes:
+        serial: counts the splits; the worker's record says which one it took last.
+    """
+
+    serial: int
+    allocation: SMAllocation
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The share that each role really had, over the last seconds.
+
+On a GPU workers note which SMs a probe kernel ran on, and for how long that held. On a
+CPU host it is the part of the cores' time that a role's processes took, which is less
+than its share while it has nothing to do.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sglang.semi_pd.partition.share_record import ShareRecord
+from sglang.semi_pd.utils import InstanceRole
+
+WINDOW_S = 10.0
+
+
+class ShareMeter(Protocol):
+    """Counts what a role had, in units of ``share times seconds``."""
+
+    measured_by: str
+
+    def count(self, role: InstanceRole) -> tuple[float, float]:
+        """What the role had since it began, and the seconds in which it was measured.
+
+        The first over the second is a share, 0 to 1.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    at: float
+    had: float
+    seconds: float
+
+
+class RealisedShare:
+    """Shares over a sliding window, from counters that only grow.
+
+    Args:
+        meter: the counters; one that falls belongs to new workers and starts anew.
+        clock: seconds, growing.
+    """
+
+    def __init__(
+        self, meter: ShareMeter, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._meter, self._clock = meter, clock
+        self._samples: dict[InstanceRole, deque[_Sample]] = {
+            role: deque() for role in InstanceRole if role.is_worker
+        }
+
+    def sample(self) -> None:
+        """Read the counters; call it more often than the window is long."""
+        now = self._clock()
+        for role, samples in self._samples.items():
+            sample = _Sample(now, *self._meter.count(role))
+            if samples and sample.seconds < samples[-1].seconds:
+                samples.clear()
+            samples.append(sample)
+            while len(samples) > 2 and samples[1].at <= now - WINDOW_S:
+                samples.popleft()
+
+    def get_status(self) -> dict[str, dict[str, float | str | None]]:
+        """By role: the share in percent, None where there is nothing to go by."""
+        self.sample()
+        return {role.value: self._of(samples) for role, samples in self._samples.items()}
+
+    def _of(self, samples: deque[_Sample]) -> dict[str, float | str | None]:
+        first, last = samples[0], samples[-1]
+        seconds = last.seconds - first.seconds
+        share = (last.had - first.had) / seconds if seconds > 0 else None
+        return {
+            "percentage": None if share is None else round(100 * share, 2),
+            "seconds": round(seconds, 3),
+            "measured_by": self._meter.measured_by,
+        }
+
+
+class ProbeMeter:
+    """SMs as the workers' probes saw them.
+
+    Args:
+        paths: the records of a role's processes.
+    """
+
+    measured_by = "smid probe"
+
+    def __init__(self, paths: Callable[[InstanceRole], Iterable[Path]]) -> None:
+        self._paths = paths
+        self._records: dict[Path, ShareRecord] = {}
+
+    def count(self, role: InstanceRole) -> tuple[float, float]:
+        had = seconds = 0.0
+        for path in self._paths(role):
+            if path not in self._records:
+                if not path.exists():
+                    continue
+                self._records[path] = ShareRecord(path)
+            report = self._records[path].read()
+            had += report.sm_seconds / max(1, report.sms_of_device)
+            seconds += report.seconds
+        return had, seconds
+
+
+class CoreMeter:
+    """Cores, by the CPU time of a role's processes.
+
+    Args:
+        pids: the processes of a role.
+        cores: how many there are to share.
+    """
+
+    measured_by = "CPU time"
+
+    def __init__(
+        self, pids: Callable[[InstanceRole], Iterable[int]], cores: int
+    ) -> None:
+        self._pids, self._cores = pids, cores
+        self._seconds_per_tick = 1 / os.sysconf("SC_CLK_TCK")
+
+    def count(self, role: InstanceRole) -> tuple[float, float]:
+        pids = list(self._pids(role))
+        busy = sum(self._cpu_seconds(pid) for pid in pids)
+        return busy / self._cores, time.monotonic() if pids else 0.0
+
+    def _cpu_seconds(self, pid: int) -> float:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:  # it has just ended
+            return 0.0
+        fields = stat.rpartition(")")[2].split()
+        user, system = fields[11:13]
+        return (int(user) + int(system)) * self._seconds_per_tick
