@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.config import SemiPDConfig, resolve
@@ -21,6 +22,13 @@ from sglang.semi_pd.monitoring.history import History
 from sglang.semi_pd.monitoring.instance_view import InstanceView
 from sglang.semi_pd.partition.cpu_share import CoreSplit
 from sglang.semi_pd.partition.fixed_split import FixedSplit
+from sglang.semi_pd.partition.green_split import GreenSplit
+from sglang.semi_pd.partition.realised_share import (
+    CoreMeter,
+    ProbeMeter,
+    RealisedShare,
+    ShareMeter,
+)
 from sglang.semi_pd.partition.sm_partition import (
     NoPartition,
     SMPartition,
@@ -51,6 +59,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NOT_STARTED = FixedSplit("the server has not started", "wait until it serves")
+
 
 class SemiPDCoordinator:
     """One Semi-PD instance.
@@ -65,7 +75,7 @@ class SemiPDCoordinator:
         self.server_args = resolve(server_args)
         self.config = SemiPDConfig.from_server_args(self.server_args)
         self.rotation = ProcessRotationManager(
-            self._split_mechanism(),
+            NOT_STARTED,
             SMAllocation(self.config.prefill_percent, self.config.decode_percent),
             allow_overlap=self.config.overlap_allowed,
         )
@@ -76,6 +86,7 @@ class SemiPDCoordinator:
         self._partition: SMPartition = NoPartition()
         self._group: WorkerGroup | None = None
         self._table: BlockTable | None = None
+        self._realised: RealisedShare | None = None
         self._server: ServerThread | None = None
         self._is_running = False
         self.detokenizer: BaseProcess | None = None
@@ -112,8 +123,13 @@ class SemiPDCoordinator:
         """Start resident, prefill and decode of every rank."""
         args = self.server_args
         self._partition = start_partition(
-            self.config.partition_backend, args.device, self.run_directory
+            self.config.partition_backend,
+            args.device,
+            self.run_directory,
+            args.base_gpu_id,
         )
+        self.rotation.use(self._split_mechanism())
+        self._realised = RealisedShare(self._share_meter())
         self._group = WorkerGroup(args, port_args, self.run_directory, self._partition)
         self._group.start(self.rotation.current_allocation)
         return self._group
@@ -183,13 +199,16 @@ class SemiPDCoordinator:
     def get_status(self) -> dict[str, Any]:
         """Everything an operator may ask, as plain values."""
         usage = self.get_unified_memory_usage()
+        realised = self._realised
         return {
             "is_running": self._is_running,
             "readiness": self.readiness.as_status(),
             "components": self._components(),
             "partition_backend": self._partition.name,
+            "realised_sm_share": realised.get_status() if realised else None,
             "process_rotation_status": {
                 **self.rotation.get_status(),
+                "realised_sm_allocation": realised and realised.as_allocation(),
                 "generation": self._group.generation if self._group else 0,
             },
             "unified_memory_status": {"memory_usage": usage},
@@ -204,9 +223,35 @@ class SemiPDCoordinator:
         return memory_usage.describe(self._table.usage(), self._block_bytes)
 
     def _split_mechanism(self) -> SplitMechanism:
-        if self.server_args.device != "cpu":
-            return FixedSplit()
-        return CoreSplit(main_process.send_to_worker, self._pids)
+        if self._partition.name == "none":
+            return FixedSplit("nothing is divided", "use another partition backend")
+        if self._partition.name == "mps":
+            return FixedSplit(
+                "MPS fixes the split when the workers start",
+                "restart with --initial-prefill-sm and --initial-decode-sm",
+            )
+        if self.server_args.device == "cpu":
+            return CoreSplit(main_process.send_to_worker, self._pids)
+        return GreenSplit(
+            main_process.send_to_worker,
+            self._share_paths,
+            lambda: self.rotation.current_allocation,
+        )
+
+    def _share_meter(self) -> ShareMeter:
+        if self.server_args.device == "cpu":
+            return CoreMeter(self._pids, len(os.sched_getaffinity(0)))
+        return ProbeMeter(self._share_paths, self._sms_of_device)
+
+    def _sms_of_device(self) -> int:
+        import torch
+
+        gpu = self.server_args.base_gpu_id
+        return torch.cuda.get_device_properties(gpu).multi_processor_count
+
+    def _share_paths(self, role: InstanceRole) -> list[Path]:
+        workers = self._group.of_role(role) if self._group else ()
+        return [worker.spec.share_path for worker in workers]
 
     def _worker_pids(self) -> list[int]:
         roles = [role for role in InstanceRole if role.is_worker]

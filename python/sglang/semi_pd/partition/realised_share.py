@@ -68,20 +68,31 @@ class RealisedShare:
             while len(samples) > 2 and samples[1].at <= now - WINDOW_S:
                 samples.popleft()
 
-    def get_status(self) -> dict[str, dict[str, float | str | None]]:
+    def get_status(self) -> dict[str, object]:
         """By role: the share in percent, None where there is nothing to go by."""
         self.sample()
-        return {role.value: self._of(samples) for role, samples in self._samples.items()}
-
-    def _of(self, samples: deque[_Sample]) -> dict[str, float | str | None]:
-        first, last = samples[0], samples[-1]
-        seconds = last.seconds - first.seconds
-        share = (last.had - first.had) / seconds if seconds > 0 else None
         return {
-            "percentage": None if share is None else round(100 * share, 2),
-            "seconds": round(seconds, 3),
             "measured_by": self._meter.measured_by,
+            **{role.value: self._of(role) for role in self._samples},
         }
+
+    def as_allocation(self) -> dict[str, float] | None:
+        """Both shares under the names that ``SMAllocation`` has for them, if known."""
+        self.sample()
+        shares = {
+            f"{role.value}_percentage": self._of(role)["percentage"]
+            for role in self._samples
+        }
+        known = {name: share for name, share in shares.items() if share is not None}
+        return known if len(known) == len(shares) else None
+
+    def _of(self, role: InstanceRole) -> dict[str, float | None]:
+        first, last = self._samples[role][0], self._samples[role][-1]
+        seconds = last.seconds - first.seconds
+        percentage = None
+        if seconds > 0:
+            percentage = round(100 * (last.had - first.had) / seconds, 2)
+        return {"percentage": percentage, "seconds": round(seconds, 3)}
 
 
 class ProbeMeter:
@@ -89,12 +100,17 @@ class ProbeMeter:
 
     Args:
         paths: the records of a role's processes.
+        sms_of_device: asked once there is something to divide by it.
     """
 
-    measured_by = "smid probe"
+    measured_by = "SM probe"
 
-    def __init__(self, paths: Callable[[InstanceRole], Iterable[Path]]) -> None:
-        self._paths = paths
+    def __init__(
+        self,
+        paths: Callable[[InstanceRole], Iterable[Path]],
+        sms_of_device: Callable[[], int],
+    ) -> None:
+        self._paths, self._sms_of_device = paths, sms_of_device
         self._records: dict[Path, ShareRecord] = {}
 
     def count(self, role: InstanceRole) -> tuple[float, float]:
@@ -105,8 +121,9 @@ class ProbeMeter:
                     continue
                 self._records[path] = ShareRecord(path)
             report = self._records[path].read()
-            had += report.sm_seconds / max(1, report.sms_of_device)
-            seconds += report.seconds
+            if report.seconds:
+                had += report.sm_seconds / self._sms_of_device()
+                seconds += report.seconds
         return had, seconds
 
 

@@ -14,7 +14,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 _VERSION = struct.Struct("<Q")
-_BODY = struct.Struct("<QQQddQd")
+_BODY = struct.Struct("<QQddQd")
 _BYTES = _VERSION.size + _BODY.size
 
 
@@ -25,7 +25,6 @@ class ShareReport:
     Attributes:
         serial: number of the last split it took; 0 is the one it started with.
         sms: SMs of the present split.
-        sms_of_device: all there are.
         sm_seconds: SMs seen by the probe, integrated over time.
         seconds: time over which they were.
         moves: splits taken since it started.
@@ -34,7 +33,6 @@ class ShareReport:
 
     serial: int = 0
     sms: int = 0
-    sms_of_device: int = 0
     sm_seconds: float = 0.0
     seconds: float = 0.0
     moves: int = 0

@@ -57,8 +57,8 @@ class SMProbe:
         )
         kernel = _checked(driver.cuLibraryGetKernel(library, b"note_sm"))
         self._function = driver.CUfunction(int(kernel))
-        count = torch.cuda.get_device_properties(device).multi_processor_count
-        self._blocks = BLOCKS_PER_SM * count
+        visible = torch.cuda.get_device_properties(device).multi_processor_count
+        self._blocks = BLOCKS_PER_SM * visible
         self._noted = torch.zeros(MOST_SMS, dtype=torch.int32, device=device)
         self._on_host = torch.zeros(MOST_SMS, dtype=torch.int32, pin_memory=True)
         self._done: torch.cuda.Event | None = None

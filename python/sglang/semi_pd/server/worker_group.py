@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from sglang.semi_pd.config import SemiPDConfig, for_role
 from sglang.semi_pd.errors import WorkerStartError
 from sglang.semi_pd.launch import start_progress
-from sglang.semi_pd.partition.cpu_share import cores_for
 from sglang.semi_pd.server import fork_server
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers import worker_process
@@ -131,10 +130,12 @@ class WorkerGroup:
         self, role: InstanceRole, rank: int, allocation: SMAllocation
     ) -> WorkerSpec:
         args = self._server_args
+        is_green = self._partition.name == "green" and args.device == "cuda"
+        changes_sms = is_green and role.is_worker
         return WorkerSpec(
             role=role,
             generation=self.generation,
-            server_args=role_server_args(args, role),
+            server_args=role_server_args(args, role, changes_sms=changes_sms),
             port_args=self._ports(role),
             gpu_id=args.base_gpu_id + rank * args.gpu_id_step,
             tp_rank=rank,
@@ -147,7 +148,8 @@ class WorkerGroup:
             percentage=allocation.percentage_of(role) if role.is_worker else 100,
             pool_bytes=SemiPDConfig.from_server_args(args).pool_bytes,
             has_prefix_cache=not args.disable_radix_cache,
-            cores=cores_for(role, allocation) if args.device == "cpu" else frozenset(),
+            cores=self._partition.cores(role, allocation),
+            split=allocation if changes_sms else None,
         )
 
     def _ports(self, role: InstanceRole) -> PortArgs:
@@ -168,10 +170,15 @@ def input_address(run_directory: Path, worker: str) -> str:
     return f"ipc://{run_directory}/{worker}"
 
 
-def role_server_args(server_args: ServerArgs, role: InstanceRole) -> ServerArgs:
+def role_server_args(
+    server_args: ServerArgs, role: InstanceRole, *, changes_sms: bool = False
+) -> ServerArgs:
     """Resolve the user's arguments again, for one role.
 
     Seeds are drawn at resolution, so they are taken from what the main process got.
+
+    Args:
+        changes_sms: whether the worker changes its SMs while it runs.
     """
     changes: dict[str, Any] = {
         "random_seed": server_args.random_seed,
@@ -186,6 +193,9 @@ def role_server_args(server_args: ServerArgs, role: InstanceRole) -> ServerArgs:
     if role is not InstanceRole.PREFILL:
         # Prefill owns the prefix cache; there is one address to publish its events on.
         changes["kv_events_config"] = None
+    if changes_sms and role is InstanceRole.PREFILL:
+        # A graph keeps to the SMs that it was captured on.
+        changes["disable_prefill_cuda_graph"] = True
     return for_role(server_args, role.value, **changes)
 
 

@@ -74,6 +74,7 @@ def install_worker(
 ) -> None:
     """Workers: weights, pools and sizes come from the resident."""
     install_pool_memory(SupplyExisting(memory.manifest.kv_buffers, memory.tensor))
+    green = scheduler_class.green
     _apply(
         HookType.AROUND,
         {
@@ -88,6 +89,7 @@ def install_worker(
                 scheduler_class.spec.load_snapshot_path
             ),
             **scheduler_class.around,
+            **(green.graphs.hooks() if green is not None else {}),
         },
     )
     _apply(

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import setproctitle
 import torch
 from sglang.semi_pd.partition.cpu_share import take_cores
-from sglang.semi_pd.workers.messages import TakeCores
+from sglang.semi_pd.workers.messages import TakeCores, TakeSMs
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.utils import TypeBasedDispatcher
 from torch.distributed import ReduceOp
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.workers.green_forward import GreenForward
     from sglang.semi_pd.workers.resident_memory import ResidentMemory
+    from sglang.semi_pd.workers.share_watch import ShareWatch
     from sglang.semi_pd.workers.worker_spec import WorkerSpec
 
 
@@ -34,6 +36,7 @@ class WorkerScheduler(Scheduler):
 
     spec: ClassVar[WorkerSpec]
     memory: ClassVar[ResidentMemory]
+    green: ClassVar[GreenForward | None] = None
     enter: ClassVar[Callable[[str], None]]
     queue_replacement: ClassVar[dict[str, type]]
     around: ClassVar[dict[str, Callable[..., Any]]] = {}
@@ -41,13 +44,19 @@ class WorkerScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         setproctitle.setproctitle(self.spec.title)
         super().__init__(*args, **kwargs)
+        self.share_watch: ShareWatch | None = None
+        if str(self.device).startswith("cuda"):
+            self._watch_share()
         # Ending between two iterations leaves the GPU idle, every page accounted for.
         signal.signal(signal.SIGTERM, self._end_soon)
 
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
         self._request_dispatcher += TypeBasedDispatcher(
-            [(TakeCores, lambda message: take_cores(message.cores))]
+            [
+                (TakeCores, lambda message: take_cores(message.cores)),
+                (TakeSMs, self._take_sms),
+            ]
         )
 
     def init_all_cuda_graphs(self) -> None:
@@ -69,11 +78,29 @@ class WorkerScheduler(Scheduler):
         torch.distributed.all_reduce(counts, ReduceOp.MIN, self.tp_cpu_group)
         return int(counts.item())
 
+    def _watch_share(self) -> None:
+        if self.green is not None:
+            self.green.attach(self)
+        from sglang.semi_pd.workers.share_watch import ShareWatch
+
+        device = torch.device(self.spec.device)
+        visible = torch.cuda.get_device_properties(device).multi_processor_count
+        sms = visible if self.green is None else self.green.sms
+        self.share_watch = ShareWatch(device, self.spec.share_path, sms)
+
+    def _take_sms(self, message: TakeSMs) -> None:
+        assert self.green is not None, "sent to workers with green contexts only"
+        cpu_us = self.green.take(self, message.allocation)
+        assert self.share_watch is not None
+        self.share_watch.note_split(message.serial, self.green.sms, cpu_us)
+
     def _end_soon(self, *_: object) -> None:
         self.gracefully_exit = True
 
     def process_input_requests(self, recv_reqs: list[Any]) -> None:
         super().process_input_requests(recv_reqs)
+        if self.share_watch is not None:
+            self.share_watch.look(self.forward_stream, self.forward_ct)
         if self.gracefully_exit and self.is_fully_idle():
             self.return_unused()
             self.on_end()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sglang.semi_pd.utils import InstanceRole
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.sm_allocation import SMAllocation
     from sglang.srt.server_args import PortArgs, ServerArgs
 
 
@@ -24,6 +25,8 @@ class WorkerSpec:
         environment: the whole environment the process is to have.
         cores: CPU cores it may use; empty means all of them.
         percentage: its share of the SMs.
+        split: the split it begins with where a worker can change its SMs while it
+            runs, by green contexts; None elsewhere.
         pool_bytes: size of the KV cache, None where the model decides.
         has_prefix_cache: whether finished sequences are kept for prompts that begin so.
     """
@@ -39,6 +42,7 @@ class WorkerSpec:
     environment: dict[str, str]
     cores: frozenset[int]
     percentage: int
+    split: SMAllocation | None
     pool_bytes: int | None
     has_prefix_cache: bool
 
@@ -63,6 +67,12 @@ class WorkerSpec:
     def load_snapshot_path(self) -> str:
         """The file in which this worker publishes its load."""
         return load_snapshot_path(self.run_directory, self.role)
+
+    @property
+    def share_path(self) -> Path:
+        """The file in which this worker reports its share of the SMs."""
+        name = f"share-{self.role.value}-{self.generation}-{self.tp_rank}"
+        return self.run_directory / name
 
     @property
     def handover_address(self) -> str:
