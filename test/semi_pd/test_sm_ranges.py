@@ -11,7 +11,7 @@ from sglang.semi_pd.sm_allocation import UNPARTITIONED, SMAllocation
 from sglang.semi_pd.utils import InstanceRole
 
 PREFILL, DECODE = InstanceRole.PREFILL, InstanceRole.DECODE
-H200 = SMUnits((8,) * 15 + (12,))
+H200 = SMUnits((8,) * 14 + (20,))
 
 units = st.lists(st.integers(2, 16), min_size=2, max_size=20).map(
     lambda sizes: SMUnits(tuple(sizes))
@@ -22,21 +22,21 @@ percentages = st.integers(1, 100)
 def test_prefill_counts_from_the_first_unit_and_decode_to_the_last():
     split = SMAllocation(70, 30)
     assert H200.range_of(PREFILL, split) == SMRange(0, 12)
-    assert H200.range_of(DECODE, split) == SMRange(12, 16)
+    assert H200.range_of(DECODE, split) == SMRange(12, 15)
     assert H200.count(SMRange(0, 12)) == 96
-    assert H200.count(SMRange(12, 16)) == 36
+    assert H200.count(SMRange(12, 15)) == 36
     assert H200.percentage(SMRange(0, 12)) == pytest.approx(72.7, abs=0.1)
 
 
 def test_unpartitioned_is_every_unit_for_both():
     for role in (PREFILL, DECODE):
-        assert H200.range_of(role, UNPARTITIONED) == SMRange(0, 16)
+        assert H200.range_of(role, UNPARTITIONED) == SMRange(0, 15)
 
 
 def test_shares_over_100_overlap_in_the_middle():
     split = SMAllocation(80, 60)
     prefill, decode = H200.range_of(PREFILL, split), H200.range_of(DECODE, split)
-    assert prefill.first == 0 and decode.last == 16
+    assert prefill.first == 0 and decode.last == 15
     assert decode.first < prefill.last
 
 

@@ -8,6 +8,7 @@ holds between clients of one MPS daemon as well.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -46,12 +47,15 @@ class GreenDevice:
                 whole.sm.smCount // SMS_PER_UNIT, whole, 0, SMS_PER_UNIT
             )
         )
-        self._resources: list[Any] = [*groups[:count]]
+        if count < 2:
+            raise _error(f"the driver makes {count} parts of {whole.sm.smCount} SMs")
+        self._parts: list[list[Any]] = [[group] for group in groups[:count]]
         if rest.sm.smCount:
-            self._resources.append(rest)
-        if len(self._resources) < 2:
-            raise _error(f"the driver makes one part of {whole.sm.smCount} SMs")
-        self.units = SMUnits(tuple(part.sm.smCount for part in self._resources))
+            # By itself it has no room for clusters of 8 blocks: products fail there.
+            self._parts[-1].append(rest)
+        self.units = SMUnits(
+            tuple(sum(part.sm.smCount for part in unit) for unit in self._parts)
+        )
         self._streams: dict[SMRange, torch.cuda.ExternalStream] = {}
 
     def stream(self, units: SMRange) -> torch.cuda.ExternalStream:
@@ -65,7 +69,7 @@ class GreenDevice:
         return self._streams[units]
 
     def _make_stream(self, units: SMRange) -> torch.cuda.ExternalStream:
-        parts = self._resources[units.first : units.last]
+        parts = [*chain.from_iterable(self._parts[units.first : units.last])]
         description = _checked(driver.cuDevResourceGenerateDesc(parts, len(parts)))
         context = _checked(
             driver.cuGreenCtxCreate(

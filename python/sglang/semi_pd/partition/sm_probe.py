@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which SMs does a stream really run on? A kernel that notes ``%smid``.
+"""On how many SMs does a stream really run? A kernel that notes ``%smid``.
 
-What was asked for and what is had are two things: caps overlap, contexts made from two
-splits may name the same SMs, and a stream may have been the wrong one.
+What was asked for and what is had are two things: a share is rounded, a graph keeps to
+the SMs it was captured on, and a stream may have been the wrong one. In an MPS client
+the ids count from 0 within the SMs of the context, so they tell how many, not which.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which SMs a share names, where green contexts divide them.
 
-A device is cut once into units of SMs (8 each on a Hopper, and a last one of what is
-left). A worker's SMs are a run of units: prefill's begins at the first unit, decode's
-ends with the last. Every process that cuts the same device gets the same units, so two
-runs that do not overlap here name different SMs there.
+A device is cut once into units of SMs (8 each on a Hopper; the last one has what is
+left over besides). A worker's SMs are a run of units: prefill's begins at the first
+unit, decode's ends with the last. Every process that cuts the same device gets the same
+units, so two runs that do not overlap here name different SMs there.
 """
 
 from __future__ import annotations

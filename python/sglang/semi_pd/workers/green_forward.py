@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CACHE_SHARE = 0.45
+"""Of the memory that is free when a worker is built; the other worker takes as much."""
+
 
 class GreenForward:
     """The streams of one worker, and the one in use.
@@ -86,7 +89,18 @@ class GreenForward:
                 why="with --disable-overlap-schedule SGLang has no forward stream",
                 mend="drop that flag, or use --sm-partition-backend mps",
             )
+        self._bound_cache()
         self._switch(scheduler, self._units)
+
+    def _bound_cache(self) -> None:
+        """Keep torch from holding memory for each stream without end.
+
+        What one stream has freed serves that stream only. At the bound torch gives the
+        other streams' back, which costs a synchronisation.
+        """
+        free, total = torch.cuda.mem_get_info(self._green.device)
+        most = torch.cuda.memory_reserved(self._green.device) + free * CACHE_SHARE
+        torch.cuda.set_per_process_memory_fraction(most / total, self._green.device)
 
     def take(self, scheduler: WorkerScheduler, allocation: SMAllocation) -> float:
         """Between two batches: the next one runs on the SMs of another split.
