@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sglang.semi_pd.partition.share_record import ShareRecord
+from sglang.semi_pd.partition.share_record import ShareRecord, ShareReport
 from sglang.semi_pd.utils import InstanceRole
 
 WINDOW_S = 10.0
@@ -32,6 +32,9 @@ class ShareMeter(Protocol):
 
         The first over the second is a share, 0 to 1.
         """
+
+    def details(self, role: InstanceRole) -> dict[str, float]:
+        """What else there is to say about a role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,11 @@ class RealisedShare:
         percentage = None
         if seconds > 0:
             percentage = round(100 * (last.had - first.had) / seconds, 2)
-        return {"percentage": percentage, "seconds": round(seconds, 3)}
+        return {
+            "percentage": percentage,
+            "seconds": round(seconds, 3),
+            **self._meter.details(role),
+        }
 
 
 class ProbeMeter:
@@ -114,17 +121,29 @@ class ProbeMeter:
         self._records: dict[Path, ShareRecord] = {}
 
     def count(self, role: InstanceRole) -> tuple[float, float]:
-        had = seconds = 0.0
-        for path in self._paths(role):
+        reports = [report for report in self._reports(role) if report.seconds]
+        if not reports:
+            return 0.0, 0.0
+        had = sum(report.sm_seconds for report in reports)
+        seconds = sum(report.seconds for report in reports)
+        return had / self._sms_of_device(), seconds
+
+    def details(self, role: InstanceRole) -> dict[str, float]:
+        reports = self._reports(role)
+        if not reports:
+            return {}
+        return {
+            "sms": reports[0].sms,
+            "moves": reports[0].moves,
+            "slowest_move_us": max(report.slowest_move_us for report in reports),
+        }
+
+    def _reports(self, role: InstanceRole) -> list[ShareReport]:
+        paths = [path for path in self._paths(role) if path.exists()]
+        for path in paths:
             if path not in self._records:
-                if not path.exists():
-                    continue
                 self._records[path] = ShareRecord(path)
-            report = self._records[path].read()
-            if report.seconds:
-                had += report.sm_seconds / self._sms_of_device()
-                seconds += report.seconds
-        return had, seconds
+        return [self._records[path].read() for path in paths]
 
 
 class CoreMeter:
@@ -147,6 +166,9 @@ class CoreMeter:
         pids = list(self._pids(role))
         busy = sum(self._cpu_seconds(pid) for pid in pids)
         return busy / self._cores, time.monotonic() if pids else 0.0
+
+    def details(self, role: InstanceRole) -> dict[str, float]:
+        return {}
 
     def _cpu_seconds(self, pid: int) -> float:
         try:
