@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -110,11 +111,11 @@ def test_a_graph_keeps_to_the_sms_it_was_captured_on(device, green):
     assert ms(slow, many) > 3 * ms(fast, few)
 
 
-def worker(role: InstanceRole, device: torch.device) -> tuple[GreenForward, object]:
+def worker(role: InstanceRole, device: torch.device) -> tuple[GreenForward, Any]:
     """What a worker has of green contexts, without a model."""
     split = SMAllocation(50, 50)
-    spec = SimpleNamespace(role=role, split=split, device=str(device))
-    scheduler = SimpleNamespace(
+    spec: Any = SimpleNamespace(role=role, split=split, device=str(device))
+    scheduler: Any = SimpleNamespace(
         enable_overlap=True,
         forward_stream=torch.cuda.Stream(),
         tp_worker=SimpleNamespace(model_runner=SimpleNamespace()),
