@@ -9,6 +9,7 @@ than its share while it has nothing to do.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -43,6 +44,9 @@ class _Sample:
     had: float
     seconds: float
 
+    def began_anew_since(self, before: _Sample) -> bool:
+        return self.had < before.had or self.seconds < before.seconds
+
 
 class RealisedShare:
     """Shares over a sliding window, from counters that only grow.
@@ -56,16 +60,21 @@ class RealisedShare:
         self, meter: ShareMeter, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._meter, self._clock = meter, clock
+        self._lock = threading.Lock()
         self._samples: dict[InstanceRole, deque[_Sample]] = {
             role: deque() for role in InstanceRole if role.is_worker
         }
 
     def sample(self) -> None:
         """Read the counters; call it more often than the window is long."""
+        with self._lock:
+            self._sample()
+
+    def _sample(self) -> None:
         now = self._clock()
         for role, samples in self._samples.items():
             sample = _Sample(now, *self._meter.count(role))
-            if samples and sample.seconds < samples[-1].seconds:
+            if samples and sample.began_anew_since(samples[-1]):
                 samples.clear()
             samples.append(sample)
             while len(samples) > 2 and samples[1].at <= now - WINDOW_S:
