@@ -195,7 +195,7 @@ def role_server_args(
         changes["kv_events_config"] = None
     if changes_sms and role is InstanceRole.PREFILL:
         # A graph keeps to the SMs that it was captured on.
-        changes["disable_prefill_cuda_graph"] = True
+        changes["cuda_graph_backend_prefill"] = "disabled"
     return for_role(server_args, role.value, **changes)
 
 

@@ -76,6 +76,9 @@ class GreenForward:
         gate = numerics_gate.NumericsGate(self._green.device)
         for units, stream in self._streams.items():
             gate.check(f"{self._green.units.count(units)} SMs", stream)
+        del gate
+        torch._C._cuda_clearCublasWorkspaces()  # one for each stream by now
+        torch.cuda.empty_cache()
 
     def attach(self, scheduler: WorkerScheduler) -> None:
         """From now on the model runs on the green stream of the first split.

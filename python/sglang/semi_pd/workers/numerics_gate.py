@@ -60,8 +60,7 @@ class NumericsGate:
         Raises:
             NumericsError: one of them is off by more than ``WORST_ERROR``.
         """
-        with torch.cuda.stream(stream):
-            worst = max(case.error() for case in self._cases)
+        worst = max(case.error(stream) for case in self._cases)
         if worst > WORST_ERROR:
             raise NumericsError(
                 f"BF16 products are wrong on {where}",
@@ -86,14 +85,16 @@ class _Case:
         self._right = self._a.float() @ self._b.float().t()
         self._found = torch.empty(m, n, device=device, dtype=torch.bfloat16)
 
-    def error(self) -> float:
+    def error(self, stream: torch.cuda.Stream) -> float:
         """Relative Frobenius error of computing it now; infinite for NaN or none."""
-        # What a wrong product leaves unwritten must not be an earlier, right one.
-        self._found.fill_(torch.nan)
         try:
-            torch.mm(self._a, self._b.t(), out=self._found)
+            with torch.cuda.stream(stream):
+                # What is left unwritten must not be an earlier, right product.
+                self._found.fill_(torch.nan)
+                torch.mm(self._a, self._b.t(), out=self._found)
         except RuntimeError:  # cuBLAS: its clusters find no room on these SMs
             logger.exception("A product cannot be computed")
             return float("inf")
+        stream.synchronize()
         error = float((self._found - self._right).norm() / self._right.norm())
         return error if error == error else float("inf")
