@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import aiohttp
 import client
 import process_table
+import psutil
 import pytest
 import requests
 import zmq
@@ -308,6 +309,38 @@ def test_one_is_killed(fleet: RunningFleet) -> None:
 def everybody_served(load: Load, moment: float) -> bool:
     """Whether each instance has answered a request that began after a moment."""
     return len({one.instance for one in load.served_since(moment)}) == INSTANCES
+
+
+def test_a_worker_that_hangs(fleet: RunningFleet) -> None:
+    """Decode stands still: its instance says so, and the gateway goes round it.
+
+    Its prefill worker goes on to answer SGLang's own health check while it has work.
+    """
+    fleet.wait_all_healthy()
+    stuck = fleet.urls()[0]
+    [decode] = process_table.find_role(
+        process_table.in_session(fleet.pids()["instance-0"]), "decode"
+    )
+    decode.suspend()
+    try:
+        said = process_table.wait_until(lambda: reason_of(stuck) is not None, 60)
+        assert said is not None
+        assert "decode worker has not reported" in str(reason_of(stuck))
+        fleet.wait(lambda: stuck not in fleet.gateway.healthy(), 60)
+        bodies = [request(f"Is {n} an answer?", tokens=4) for n in range(12)]
+        answers = client.generate_all(fleet.gateway.url, bodies)
+        names = {answer["meta_info"]["weight_version"] for answer in answers}
+        assert names == {"instance-1", "instance-2"}
+    finally:
+        with suppress(psutil.NoSuchProcess):  # replaced meanwhile
+            decode.resume()
+    fleet.wait_all_healthy()
+
+
+def reason_of(url: str) -> str | None:
+    """Why an instance is not healthy, as it says; None while it says nothing."""
+    reply = requests.get(f"{url}/health", timeout=60)
+    return reply.json()["error"]["message"] if reply.content else None
 
 
 def test_rolling_restart_fails_nothing(fleet: RunningFleet) -> None:
