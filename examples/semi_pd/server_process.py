@@ -121,7 +121,9 @@ class ServerProcess:
         """What was started, as one would type it."""
         return " ".join(["python", *self._command[1:]])
 
-    def wait_ready(self, report: Report | None = None) -> float:
+    def wait_ready(
+        self, report: Report | None = None, *, timeout_s: float = START_TIMEOUT_S
+    ) -> float:
         """Wait until ``/health`` answers; returns the seconds since the start.
 
         Raises:
@@ -133,8 +135,8 @@ class ServerProcess:
             code = self._running().poll()
             if code is not None:
                 raise self._failure(f"the server ended with exit code {code}")
-            if waited_s > START_TIMEOUT_S:
-                raise self._failure(f"not ready after {START_TIMEOUT_S:.0f} s")
+            if waited_s > timeout_s:
+                raise self._failure(f"not ready after {timeout_s:.0f} s")
             if progress:
                 progress.show(self._phases(), waited_s)
             time.sleep(POLL_S)

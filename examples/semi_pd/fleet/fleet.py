@@ -35,6 +35,7 @@ from server_process import ServerFailedError, ServerProcess, free_port
 STATE_FILE = "fleet.json"
 POLL_S = 0.5
 GRACE_S = 600.0
+READY_TIMEOUT_S = 1800.0
 GATEWAY_TIMEOUT_S = 60.0
 
 
@@ -60,7 +61,7 @@ class Instance:
         Raises:
             ServerFailedError: it ended instead, with the end of its log.
         """
-        self._server.wait_ready()
+        self._server.wait_ready(timeout_s=READY_TIMEOUT_S)
 
     def stop(self) -> None:
         """Let it finish what is under way, and end it; nothing is left behind."""
