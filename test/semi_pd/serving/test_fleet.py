@@ -9,25 +9,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import client
 import process_table
 import psutil
 import pytest
 import requests
 import zmq
-from client import Body, RequestFailedError
+from fleet_clients import CLIENTS, Load, hit_rate, request, until
 from harness import REPOSITORY, free_port
 from workload import IS_SOAK
 
@@ -44,6 +42,7 @@ pytestmark = [
 
 SCRIPTS = REPOSITORY / "examples" / "semi_pd" / "fleet"
 INSTANCES = 3
+NAMES = {f"instance-{number}" for number in range(INSTANCES)}
 START_TIMEOUT_S = 1500.0
 RESTART_TIMEOUT_S = 3000.0
 EVENTS = '{"publisher": "zmq", "endpoint": "tcp://*:2557{index}"}'
@@ -58,20 +57,6 @@ FLAGS = (
     "--weight-version=instance-{index}",
     f"--kv-events-config={EVENTS}",
 )
-WORDS = [
-    "river",
-    "stone",
-    "light",
-    "answer",
-    "window",
-    "paper",
-    "garden",
-    "number",
-    "silver",
-    "morning",
-]
-CLIENTS = 4
-PAUSE_S = 0.1
 LONG_PAUSE_S = 1.0
 
 
@@ -144,98 +129,6 @@ def fleet(
             process_table.signal_all(process_table.in_session(pid), signal.SIGKILL)
 
 
-@dataclass
-class Attempt:
-    """One request of a client, and how it ended."""
-
-    is_stream: bool
-    started: float = field(default_factory=time.monotonic)
-    instance: str | None = None
-    error: str | None = None
-
-
-@dataclass
-class Load:
-    """Clients that ask, pause and ask again until they are told to stop."""
-
-    url: str
-    pause_s: float = PAUSE_S
-    attempts: list[Attempt] = field(default_factory=list)
-    _stop: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Load]:
-        async with client.session() as http:
-            tasks = [asyncio.create_task(self._client(http, n)) for n in range(CLIENTS)]
-            try:
-                yield self
-            finally:
-                self._stop.set()
-                await asyncio.gather(*tasks)
-
-    async def _client(self, http: aiohttp.ClientSession, number: int) -> None:
-        source = random.Random(number)
-        while not self._stop.is_set():
-            attempt = Attempt(is_stream=source.random() < 0.5)
-            body = request(sentence(source, 20), tokens=source.randint(8, 48))
-            try:
-                async for meta in self._answers(http, attempt, body):
-                    attempt.instance = meta["weight_version"]
-            except (aiohttp.ClientError, RequestFailedError) as error:
-                attempt.error = f"{type(error).__name__}: {error}"[:200]
-            self.attempts.append(attempt)
-            await asyncio.sleep(self.pause_s)
-
-    async def _answers(
-        self, http: aiohttp.ClientSession, attempt: Attempt, body: Body
-    ) -> AsyncIterator[Any]:
-        if not attempt.is_stream:
-            yield (await client.generate(http, self.url, body))["meta_info"]
-            return
-        url, finished = f"{self.url}/generate", None
-        async for piece in client.events(http, url, {**body, "stream": True}):
-            finished = piece["meta_info"]["finish_reason"]
-            yield piece["meta_info"]
-        if finished is None:
-            raise RequestFailedError("the stream broke off")
-
-    def served_since(self, moment: float) -> list[Attempt]:
-        """Requests that began after a moment and succeeded."""
-        return [a for a in self.attempts if a.started > moment and a.error is None]
-
-
-def request(text: str, *, tokens: int) -> Body:
-    parameters = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
-    return {"text": text, "sampling_params": parameters}
-
-
-def sentence(source: random.Random, words: int) -> str:
-    return " ".join(source.choices(WORDS, k=words)) + ". "
-
-
-async def until(condition: Any, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not after {timeout_s:.0f} s"
-        await asyncio.sleep(0.1)
-
-
-def hit_rate(url: str, conversations: int = 6, turns: int = 5) -> float:
-    """Cached over all prompt tokens of conversations that take turns together."""
-    sources = [random.Random(f"talk-{n}") for n in range(conversations)]
-    histories = [sentence(source, 12) for source in sources]
-    cached = prompted = 0
-    for _ in range(turns):
-        bodies = [request(history, tokens=12) for history in histories]
-        answers = client.generate_all(url, bodies, limit=conversations)
-        for place, answer in enumerate(answers):
-            meta = answer["meta_info"]
-            cached += meta["cached_tokens"]
-            prompted += meta["prompt_tokens"]
-            histories[place] += answer["text"] + " " + sentence(sources[place], 6)
-    return cached / prompted
-
-
 def forget(fleet: RunningFleet) -> None:
     """Empty every instance's prefix cache."""
     for url in fleet.urls():
@@ -249,11 +142,10 @@ def test_multi_turn_hits_its_instance(fleet: RunningFleet) -> None:
     """Cache-aware routing: at least 90 % of a single instance's token hit rate."""
     forget(fleet)
     alone = hit_rate(fleet.urls()[0])
-    if alone == 0:
-        pytest.skip("the instances have no prefix cache in this version")
     forget(fleet)
     behind = hit_rate(fleet.gateway.url)
     print(f"token hit rate: one instance {alone:.3f}, three of them {behind:.3f}")
+    assert alone > 0
     assert behind >= 0.9 * alone
 
 
@@ -272,11 +164,7 @@ def test_kv_events(fleet: RunningFleet) -> None:
         [answer] = client.generate_all(
             fleet.urls()[0], [request("a prompt that nobody has sent", tokens=8)]
         )
-        if not socket.poll(15_000):
-            forget(fleet)
-            if hit_rate(fleet.urls()[0]) == 0:
-                pytest.skip("the instances have no prefix cache in this version")
-            pytest.fail(f"no event for {answer['meta_info']['prompt_tokens']} tokens")
+        assert socket.poll(15_000), f"no event for {answer['meta_info']}"
         assert len(socket.recv_multipart()) == 3
     finally:
         context.destroy(linger=0)
@@ -289,7 +177,7 @@ def test_one_is_killed(fleet: RunningFleet) -> None:
 
     async def run() -> tuple[Load, float]:
         async with Load(fleet.gateway.url).running() as load:
-            await until(lambda: everybody_served(load, 0.0), 120)
+            await until(lambda: load.served_by(0.0) == NAMES, 120)
             os.kill(fleet.pids()[name], signal.SIGKILL)
             killed = time.monotonic()
             await until(lambda: len(load.served_since(killed)) >= 60, 120)
@@ -297,21 +185,15 @@ def test_one_is_killed(fleet: RunningFleet) -> None:
 
     load, killed = asyncio.run(run())
     failed = [attempt for attempt in load.attempts if attempt.error]
-    after = {attempt.instance for attempt in load.served_since(killed)}
     print(f"{len(load.attempts)} requests, {len(failed)} streams broke: {failed}")
     # The gateway tries a request again until its answer has begun, not later.
     for attempt in failed:
         assert attempt.is_stream and attempt.started < killed, attempt
         assert attempt.instance in (name, None), attempt
     assert len(failed) <= CLIENTS
-    assert after == {"instance-0", "instance-2"}
+    assert load.served_by(killed) == NAMES - {name}
     fleet.wait_all_healthy()
     assert f"{name} has ended; starting it again" in fleet.said()
-
-
-def everybody_served(load: Load, moment: float) -> bool:
-    """Whether each instance has answered a request that began after a moment."""
-    return len({one.instance for one in load.served_since(moment)}) == INSTANCES
 
 
 def test_a_worker_that_hangs(fleet: RunningFleet) -> None:
@@ -361,7 +243,7 @@ def test_rolling_restart_fails_nothing(fleet: RunningFleet) -> None:
             code = await asyncio.wait_for(restart.wait(), RESTART_TIMEOUT_S)
             ended = time.monotonic()
             if code == 0:
-                await until(lambda: everybody_served(load, ended), 120)
+                await until(lambda: load.served_by(ended) == NAMES, 120)
         return load, code
 
     load, code = asyncio.run(run())
