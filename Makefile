@@ -3,7 +3,7 @@
 #
 #   make demo   a tiny model, a server with Semi-PD, some requests, a tidy stop
 #   make test   the whole test suite
-#   make soak   the stress tests, fifty times longer
+#   make soak   the stress tests, fifty times longer; a fleet of three instances
 #   make lint   format, lint and types
 #
 # The environment is made once, in .venv; `make VENV=/path` uses another.
@@ -41,6 +41,7 @@ test-full: $(READY)
 	$(BIN)/python -m pytest -m "upstream or server or gpu"
 
 soak: $(READY)
+	$(BIN)/uv pip install --python $(BIN)/python --editable '.[test,fleet]' kubernetes-validate
 	SEMI_PD_SOAK=1 SEMI_PD_LIGHT=1 $(BIN)/python -m pytest -m "not (upstream or server or gpu)"
 	SEMI_PD_SOAK=1 $(BIN)/python -m pytest -m "upstream or server or gpu"
 

@@ -121,7 +121,9 @@ class ServerProcess:
         """What was started, as one would type it."""
         return " ".join(["python", *self._command[1:]])
 
-    def wait_ready(self, report: Report | None = None) -> float:
+    def wait_ready(
+        self, report: Report | None = None, *, timeout_s: float = START_TIMEOUT_S
+    ) -> float:
         """Wait until ``/health`` answers; returns the seconds since the start.
 
         Raises:
@@ -133,8 +135,8 @@ class ServerProcess:
             code = self._running().poll()
             if code is not None:
                 raise self._failure(f"the server ended with exit code {code}")
-            if waited_s > START_TIMEOUT_S:
-                raise self._failure(f"not ready after {START_TIMEOUT_S:.0f} s")
+            if waited_s > timeout_s:
+                raise self._failure(f"not ready after {timeout_s:.0f} s")
             if progress:
                 progress.show(self._phases(), waited_s)
             time.sleep(POLL_S)
@@ -164,14 +166,28 @@ class ServerProcess:
                     found.append(process)
         return sorted(found, key=lambda process: process.pid)
 
-    def stop(self) -> int:
-        """SIGTERM, and what outlives it is killed; returns the exit code."""
+    @property
+    def pid(self) -> int:
+        """The main process."""
+        return self._running().pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._running().poll()
+
+    def stop(self, grace_s: float = STOP_TIMEOUT_S) -> int:
+        """SIGTERM, and what outlives it is killed; returns the exit code.
+
+        Args:
+            grace_s: for the requests that are under way.
+        """
         process = self._running()
         if process.poll() is None:
             self._note_shared_files()
             process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            return process.wait(STOP_TIMEOUT_S)
+            return process.wait(grace_s)
         process.kill()
         return process.wait()
 

@@ -25,7 +25,7 @@ def semi_pd(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", [(), ("simulate",), ("replay",)])
+@pytest.mark.parametrize("command", [(), ("simulate",), ("replay",), ("top",)])
 def test_help_starts_in_under_a_second(command: tuple[str, ...]) -> None:
     times_s = []
     for _ in range(3):
@@ -42,6 +42,8 @@ def test_it_runs_neither_sglang_nor_torch() -> None:
         "import sys, semi_pd_cli; semi_pd_cli.use_light_namespace()\n"
         "import sglang.semi_pd.cli.command_simulate\n"
         "import sglang.semi_pd.simulation.simulation\n"
+        "import sglang.semi_pd.cli.command_top\n"
+        "import sglang.semi_pd.monitoring.terminal_view\n"
         "import sglang.semi_pd.simulation.replay, sglang.semi_pd.slo_algorithm\n"
         "print([m for m in ('torch', 'zmq', 'sglang.srt', 'sglang.lang')"
         " if m in sys.modules])"

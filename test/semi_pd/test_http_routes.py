@@ -19,14 +19,18 @@ import upstream_auth
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sglang.semi_pd.errors import RotationError
+from sglang.semi_pd.monitoring.history import History
+from sglang.semi_pd.monitoring.instance_view import InstanceView
 from sglang.semi_pd.process_rotation_manager import ProcessRotationManager
 from sglang.semi_pd.sm_allocation import SMAllocation
+from status_document import Parts
 
 auth = upstream_auth.load()
 
 from sglang.semi_pd.server import http_routes  # noqa: E402
 
 STATUS, REALLOCATE = "/semi_pd/status", "/semi_pd/reallocate"
+HISTORY, PAGE = "/semi_pd/history", "/semi_pd/"
 GOOD = {"prefill_percentage": 60, "decode_percentage": 40}
 API, ADMIN = "api-key-canary", "admin-key-canary"
 HERE, ELSEWHERE = "127.0.0.1", "192.0.2.7"
@@ -42,7 +46,7 @@ MATRIX: dict[tuple[bool, bool], tuple[tuple[int, ...], tuple[int, ...]]] = {
 CASES = [
     (keys, caller, path, row[place])
     for keys, rows in MATRIX.items()
-    for path, row in zip((STATUS, REALLOCATE), rows, strict=True)
+    for path, row in zip((STATUS, HISTORY, REALLOCATE), (rows[0], *rows), strict=True)
     for place, caller in enumerate(CALLERS)
 ]
 
@@ -72,6 +76,7 @@ class Instance:
         self.server_args = SimpleNamespace(
             api_key=api_key, admin_api_key=admin_api_key, enable_metrics=False
         )
+        self.history = History(self.view)
         self.mechanism = InstantSplit()
         self.rotation = ProcessRotationManager(
             self.mechanism, SMAllocation(70, 30), allow_overlap=False
@@ -79,6 +84,9 @@ class Instance:
 
     def get_status(self) -> dict[str, Any]:
         return {"process_rotation_status": self.rotation.get_status()}
+
+    def view(self) -> InstanceView:
+        return InstanceView.from_status(Parts().status())
 
     def request_sm_reallocation(self, allocation: SMAllocation) -> bool:
         return self.rotation.request_sm_reallocation(allocation)
@@ -89,7 +97,7 @@ class Instance:
         http_routes.install(app, self)  # type: ignore[arg-type]
         keys = {name: getattr(self.server_args, name) for name in KEYS}
         if any(keys.values()):
-            auth.add_api_key_middleware(app, **keys)
+            http_routes.add_key_checks(auth.add_api_key_middleware, app, **keys)
         return app
 
     def client(self, host: str = HERE) -> TestClient:
@@ -123,7 +131,7 @@ def headers_of(caller: str) -> dict[str, str]:
 
 def ask(client: TestClient, path: str, caller: str, **more: str) -> Any:
     headers = headers_of(caller) | more
-    if path == STATUS:
+    if path != REALLOCATE:
         return client.get(path, headers=headers)
     return client.post(path, json=GOOD, headers=headers)
 
@@ -285,3 +293,34 @@ def test_bad_input_is_one_line_that_names_the_field(
 def test_reading_needs_get_and_moving_needs_post(client: TestClient) -> None:
     assert client.post(STATUS).status_code == 405
     assert client.get(REALLOCATE).status_code == 405
+
+
+@pytest.mark.parametrize("keys", MATRIX)
+def test_the_page_needs_no_key_and_holds_none_of_the_data(
+    keys: tuple[bool, bool],
+) -> None:
+    client = with_keys(*keys).client(ELSEWHERE)
+    page = client.get(PAGE)
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert client.head(PAGE).status_code in (200, 405)
+    for data in (API, ADMIN, 'prefill_percentage":'):
+        assert data not in page.text
+    assert "http://" not in page.text.replace("http://www.w3.org/", "")
+    assert "https://" not in page.text
+    assert client.get("/semi_pd").url.path == PAGE or keys[0]
+
+
+def test_other_methods_on_the_page_are_checked() -> None:
+    client = with_keys(api=True, admin=True).client()
+    assert client.post(PAGE).status_code == 401
+    assert client.get(f"{PAGE}?x=/status").text == client.get(PAGE).text
+
+
+def test_history_from_a_number_on(instance: Instance, client: TestClient) -> None:
+    for _ in range(3):
+        instance.history.take()
+    everything = client.get(HISTORY).json()
+    assert len(everything["rows"]) == everything["next"] == 3
+    assert len(client.get(f"{HISTORY}?since=2").json()["rows"]) == 1
+    assert client.get(f"{HISTORY}?since=x").status_code == 422

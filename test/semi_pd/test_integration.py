@@ -64,7 +64,7 @@ def check_processes(server: Server) -> None:
 def check_status(server: Server) -> None:
     """The status is there, and an idle server holds nothing."""
     waited = process_table.wait_until(
-        lambda: server.memory_usage()["allocated_blocks"] == 0, 10
+        lambda: server.memory_usage()["allocated_rows"] == 0, 10
     )
     assert waited is not None, server.memory_usage()
     print(f"memory: {server.memory_usage()}")

@@ -92,6 +92,8 @@ def test_wheel_is_complete(wheel: Path) -> None:
         "sglang_semi_pd_overlay/server_args.py",
         "sglang/semi_pd/__init__.py",
         "sglang/semi_pd/py.typed",
+        "sglang/semi_pd/monitoring/dashboard/page.html",
+        "sglang/semi_pd/monitoring/dashboard/dashboard.js",
         "sglang/semi_pd/launch/preflight.py",
     } <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -48,6 +48,13 @@ class ProcessRotationManager:
         self._moves = self._failures = 0
         self._last_failure = ""
 
+    def use(self, mechanism: SplitMechanism) -> None:
+        """Move the split by ``mechanism`` from now on: at the start it is chosen late.
+
+        A GPU has to be tried before it is known which one works.
+        """
+        self._mechanism = mechanism
+
     @property
     def current_allocation(self) -> SMAllocation:
         """The split in force."""

@@ -12,14 +12,24 @@ import os
 import shutil
 from concurrent.futures import Future
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.config import SemiPDConfig, resolve
 from sglang.semi_pd.errors import SemiPDError
 from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.metrics_aggregator import MetricsAggregator
+from sglang.semi_pd.monitoring.history import History
+from sglang.semi_pd.monitoring.instance_view import InstanceView
 from sglang.semi_pd.partition.cpu_share import CoreSplit
 from sglang.semi_pd.partition.fixed_split import FixedSplit
+from sglang.semi_pd.partition.green_split import GreenSplit
+from sglang.semi_pd.partition.realised_share import (
+    CoreMeter,
+    ProbeMeter,
+    RealisedShare,
+    ShareMeter,
+)
 from sglang.semi_pd.partition.sm_partition import (
     NoPartition,
     SMPartition,
@@ -30,8 +40,14 @@ from sglang.semi_pd.process_rotation_manager import (
     SplitMechanism,
 )
 from sglang.semi_pd.resident.resident_channel import AttachRequest, attach
-from sglang.semi_pd.server import fork_server, main_process, run_directory
+from sglang.semi_pd.server import (
+    fork_server,
+    main_process,
+    memory_usage,
+    run_directory,
+)
 from sglang.semi_pd.server.http_thread import ServerThread
+from sglang.semi_pd.server.readiness import Readiness
 from sglang.semi_pd.server.rotation import Rotation, SplitByRotation
 from sglang.semi_pd.server.slo_service import SLOService
 from sglang.semi_pd.server.supervisor import Supervisor
@@ -51,6 +67,8 @@ logger = logging.getLogger(__name__)
 
 EXIT_GAVE_UP = 1
 
+NOT_STARTED = FixedSplit("the server has not started", "wait until it serves")
+
 
 class SemiPDCoordinator:
     """One Semi-PD instance.
@@ -66,15 +84,18 @@ class SemiPDCoordinator:
         self.config = SemiPDConfig.from_server_args(self.server_args)
         self.run_directory = run_directory.create()
         self.rotation = ProcessRotationManager(
-            self._split_mechanism(),
+            NOT_STARTED,
             SMAllocation(self.config.prefill_percent, self.config.decode_percent),
             allow_overlap=self.config.overlap_allowed,
         )
+        self.readiness = Readiness()
         self.slo = SLOService(self.config, self.rotation)
+        self.history = History(lambda: InstanceView.from_status(self.get_status()))
         self._partition: SMPartition = NoPartition()
         self._group: WorkerGroup | None = None
         self._supervisor: Supervisor | None = None
         self._table: BlockTable | None = None
+        self._realised: RealisedShare | None = None
         self._server: ServerThread | None = None
         self._is_running = False
         self.detokenizer: BaseProcess | None = None
@@ -111,8 +132,13 @@ class SemiPDCoordinator:
         """Start resident, prefill and decode of every rank."""
         args = self.server_args
         self._partition = start_partition(
-            self.config.partition_backend, args.device, self.run_directory
+            self.config.partition_backend,
+            args.device,
+            self.run_directory,
+            args.base_gpu_id,
         )
+        self.rotation.use(self._split_mechanism())
+        self._realised = RealisedShare(self._share_meter())
         self._group = WorkerGroup(args, port_args, self.run_directory, self._partition)
         self._group.start(self.rotation.current_allocation)
         return self._group
@@ -135,11 +161,13 @@ class SemiPDCoordinator:
         self._supervise()
         self._is_running = True
         self.slo.start()
+        self.history.start()
         return said
 
     def end_processes(self) -> None:
         """End every process and remove what the instance kept on disk."""
         self._is_running = False
+        self.history.stop()
         self.slo.stop()
         if self._supervisor is not None:
             self._supervisor.stop()
@@ -155,10 +183,9 @@ class SemiPDCoordinator:
         self._partition = NoPartition()
         shutil.rmtree(self.run_directory, ignore_errors=True)
 
-    @property
-    def load_snapshot_path(self) -> str:
-        """The file in which decode tells the main process its load."""
-        return load_snapshot_path(self.run_directory, InstanceRole.DECODE)
+    def load_snapshot_path(self, role: InstanceRole) -> str:
+        """The file in which a worker tells the main process its load."""
+        return load_snapshot_path(self.run_directory, role)
 
     def connect(self, manager: TokenizerManager, port_args: PortArgs) -> None:
         """Lead the messages of SGLang's TokenizerManager to the workers."""
@@ -184,12 +211,16 @@ class SemiPDCoordinator:
     def get_status(self) -> dict[str, Any]:
         """Everything an operator may ask, as plain values."""
         usage = self.get_unified_memory_usage()
+        realised = self._realised
         return {
             "is_running": self._is_running,
+            "readiness": self.readiness.as_status(),
             "components": self._components(),
             "partition_backend": self._partition.name,
+            "realised_sm_share": realised.get_status() if realised else None,
             "process_rotation_status": {
                 **self.rotation.get_status(),
+                "realised_sm_allocation": realised and realised.as_allocation(),
                 "generation": self._group.pair.generation if self._group else 0,
             },
             "recovery_status": self._recovery_status(),
@@ -202,31 +233,20 @@ class SemiPDCoordinator:
         """KV memory: total, allocated, and who has it; None before the start."""
         if self._table is None:
             return None
-        usage = self._table.usage()
-        block_bytes = self._block_bytes
-        return {
-            "total_memory_bytes": usage.pages_total * block_bytes,
-            "allocated_memory_bytes": usage.pages_used * block_bytes,
-            "utilization_ratio": usage.pages_used / usage.pages_total,
-            "total_blocks": usage.pages_total,
-            "free_blocks": usage.pages_free,
-            "allocated_blocks": usage.pages_used,
-            "peak_blocks": usage.pages_peak,
-            "blocks_by_role": dict(usage.pages_by_role),
-            "allocated_rows": usage.rows_total - usage.rows_free,
-            "total_rows": usage.rows_total,
-            "lock_wait_max_us": usage.lock_wait_max_ns / 1000,
-            "audits_run": usage.audits_run,
-            "audits_failed": usage.audits_failed,
-        }
+        return memory_usage.describe(self._table.usage(), self._block_bytes)
 
     def _split_mechanism(self) -> SplitMechanism:
-        backend = self.config.partition_backend
-        if backend == "mps" or (backend == "auto" and self.server_args.device != "cpu"):
+        if self._partition.name == "none":
+            return FixedSplit("nothing is divided", "use another partition backend")
+        if self._partition.name == "mps":
             return SplitByRotation(self._rotate)
-        if self.server_args.device != "cpu":
-            return FixedSplit()
-        return CoreSplit(self._send, self._pids)
+        if self.server_args.device == "cpu":
+            return CoreSplit(self._send, self._pids)
+        return GreenSplit(
+            self._send,
+            self._share_paths,
+            lambda: self.rotation.current_allocation,
+        )
 
     def _supervise(self) -> None:
         assert self._group is not None
@@ -274,6 +294,21 @@ class SemiPDCoordinator:
             "last_death": supervisor.last_death,
             "last_recovery_s": took[-1] if took else None,
         }
+
+    def _share_meter(self) -> ShareMeter:
+        if self.server_args.device == "cpu":
+            return CoreMeter(self._pids, len(os.sched_getaffinity(0)))
+        return ProbeMeter(self._share_paths, self._sms_of_device)
+
+    def _sms_of_device(self) -> int:
+        import torch
+
+        gpu = self.server_args.base_gpu_id
+        return torch.cuda.get_device_properties(gpu).multi_processor_count
+
+    def _share_paths(self, role: InstanceRole) -> list[Path]:
+        workers = self._group.of_role(role) if self._group else ()
+        return [worker.spec.share_path for worker in workers]
 
     def _worker_pids(self) -> list[int]:
         roles = [role for role in InstanceRole if role.is_worker]

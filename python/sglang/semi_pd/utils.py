@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from enum import Enum
 
 
@@ -21,3 +22,25 @@ class InstanceRole(str, Enum):
     def is_worker(self) -> bool:
         """Whether processes of this role run model steps."""
         return self is not InstanceRole.RESIDENT
+
+
+_NUMBER_BITS = 16
+
+
+def rid_hash(rid: str) -> int:
+    """48 bits that name a request, the same in every process; never 0."""
+    digest = hashlib.blake2b(rid.encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "little") or 1
+
+
+def row_label(rid: str, number: int) -> int:
+    """64 bits on a request's row in the block table: its request, and which handover.
+
+    The number tells apart two requests that used one id after the other.
+    """
+    return rid_hash(rid) << _NUMBER_BITS | number % (1 << _NUMBER_BITS)
+
+
+def label_rid_hash(label: int) -> int:
+    """The ``rid_hash`` in a ``row_label``."""
+    return label >> _NUMBER_BITS

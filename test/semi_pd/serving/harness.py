@@ -31,7 +31,6 @@ START_TIMEOUT_S = 600.0
 GRACE_S = 60.0
 
 COMMON_FLAGS = (
-    "--disable-radix-cache",
     "--chunked-prefill-size=512",
     "--dtype=float32",
     "--random-seed=1",

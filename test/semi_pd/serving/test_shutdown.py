@@ -12,6 +12,7 @@ import signal
 import time
 from pathlib import Path
 
+import aiohttp
 import client
 import process_table
 import pytest
@@ -22,13 +23,15 @@ from workload import endless, prompt
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("needs_semi_pd")]
 
 STREAMS = 8
-TOKENS = 150
+TOKENS = 300
 GRACE_S = 60.0
+NOTICED_S = 0.5
 AFTER_MAIN_S = 5.0
 
 
 def test_sigterm_lets_streams_finish(semi_pd: Server) -> None:
-    """SIGTERM with 8 streams: all finish, exit code 0, nothing is left."""
+    """SIGTERM with 8 streams: all finish, exit code 0, nothing is left; new requests
+    and health checks get 503 meanwhile."""
     bodies = [endless(prompt(100 + n, seed=n), TOKENS) for n in range(STREAMS)]
     # Bad input of earlier tests leaves SGLang's own tracebacks.
     logged = len(semi_pd.log())
@@ -42,6 +45,9 @@ def test_sigterm_lets_streams_finish(semi_pd: Server) -> None:
             await asyncio.sleep(0.6)
             assert not any(task.done() for task in tasks)
             semi_pd.signal(signal.SIGTERM)
+            await asyncio.sleep(NOTICED_S)
+            await refused_while_draining(http, semi_pd.url)
+            assert not all(task.done() for task in tasks)
             return await asyncio.wait_for(asyncio.gather(*tasks), GRACE_S)
 
     start = time.monotonic()
@@ -57,6 +63,25 @@ def test_sigterm_lets_streams_finish(semi_pd: Server) -> None:
     assert not semi_pd.leftovers()
     said = semi_pd.log()[logged:]
     assert "Traceback" not in said, semi_pd.failure("a traceback in the log")
+
+
+async def refused_while_draining(http: aiohttp.ClientSession, url: str) -> None:
+    """503 with one line, which a gateway takes as "try another instance"."""
+    for path, body in (
+        ("/generate", endless([5, 6, 7], 4)),
+        ("/v1/completions", {"model": "tiny", "prompt": "The", "max_tokens": 4}),
+    ):
+        async with http.post(url + path, json=body) as reply:
+            assert reply.status == 503, path
+            error = (await reply.json())["error"]
+            assert error["message"] == "this server is shutting down"
+    for path in ("/health", "/health_generate", "/ping"):
+        async with http.get(url + path) as reply:
+            assert reply.status == 503, path
+    async with http.get(f"{url}/semi_pd/status") as reply:
+        status = (await reply.json())["readiness"]
+    assert not status["is_ready"] and list(status["closed_by"]) == ["draining"]
+    assert status["requests_under_way"] == STREAMS
 
 
 def test_sigkill_of_main(tiny_model: Path, second_flags: list[str]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from sglang.semi_pd.errors import SemiPDError
 
-COMMANDS = ("command_replay", "command_simulate")
+COMMANDS = ("command_top", "command_replay", "command_simulate")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -42,7 +42,7 @@ def check(line: CommandLine, environ: Mapping[str, str]) -> str:
     backend = line.value("--sm-partition-backend") or "auto"
     for gpu in gpus:
         require_shared(gpu)
-        if backend == "mps":
+        if backend in ("green", "mps"):
             require_divisible(gpu)
     require_room(gpus, model_path.weight_bytes(line.model_path), line.model_path)
     return ""

@@ -85,6 +85,25 @@ class BlockTable(TableHandle):
             slot = self._owner("give_pages", core.pages, pages)
             core.leave_pages(slot, pages)
 
+    def recycle_pages(self, ids: IdList) -> Ids:
+        """Take freed pages of this worker for itself again; those it may have.
+
+        Pages that others borrow are left to them, as ``give_pages`` would; the rest,
+        ascending, stay owned and may be written at once.
+
+        Raises:
+            ValueError: as for ``give_pages``.
+        """
+        core = self._core
+        pages = checked_ids("recycle_pages", ids, core.pages.capacity)
+        with core:
+            slot = self._owner("recycle_pages", core.pages, pages)
+            lent = pages[core.state.page_borrowed[pages] > 0]
+            if len(lent):
+                core.leave_pages(slot, lent)
+                pages = pages[core.state.page_owner[pages] == slot]
+            return pages
+
     def move_pages(self, ids: IdList, to_slot: int) -> None:
         """Hand pages this worker owns to another; a death half way undoes it.
 

@@ -8,9 +8,17 @@ from sglang.semi_pd.sm_allocation import SMAllocation
 
 
 class FixedSplit:
-    """What the GPU has in this version: shares are taken when the workers start."""
+    """Where shares are taken when the workers start, or nothing is divided.
+
+    Args:
+        why: the reason it does not move.
+        mend: what to do instead.
+    """
 
     can_move = False
+
+    def __init__(self, why: str, mend: str) -> None:
+        self._why, self._mend = why, mend
 
     def apply(self, allocation: SMAllocation) -> None:
         """Refuse every move.
@@ -20,6 +28,6 @@ class FixedSplit:
         """
         raise RotationError(
             f"{allocation} is not in force",
-            why="on a GPU this version fixes the split when the workers start",
-            mend="restart with --initial-prefill-sm and --initial-decode-sm",
+            why=self._why,
+            mend=self._mend,
         )

@@ -9,25 +9,31 @@ from pathlib import Path
 from typing import Protocol
 
 from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.partition import green_check
+from sglang.semi_pd.partition.cpu_share import cores_for
 from sglang.semi_pd.partition.mps import MPSDaemon, MPSError
-from sglang.semi_pd.sm_allocation import SMAllocation
+from sglang.semi_pd.sm_allocation import UNPARTITIONED, SMAllocation
 from sglang.semi_pd.utils import InstanceRole
 
 logger = logging.getLogger(__name__)
 
 
 class SMPartition(Protocol):
-    """Gives each process of the instance its share when it starts."""
+    """Gives each process of the instance its share when it starts.
+
+    Attributes:
+        name: the backend, as the flag has it.
+    """
 
     name: str
-
-    def start(self) -> None:
-        """Get ready; before the first process starts."""
 
     def environment(
         self, role: InstanceRole, allocation: SMAllocation
     ) -> dict[str, str]:
         """What to add to the environment of a process of ``role``."""
+
+    def cores(self, role: InstanceRole, allocation: SMAllocation) -> frozenset[int]:
+        """CPU cores that a process of ``role`` may use; empty means all of them."""
 
     def verify(self, pids: list[int]) -> None:
         """Make sure that the workers got what they were given.
@@ -44,17 +50,17 @@ class SMPartition(Protocol):
 
 
 class NoPartition:
-    """Every worker sees the whole device; the GPU takes turns between them."""
+    """Every worker has the whole device; the GPU takes turns between them."""
 
     name = "none"
-
-    def start(self) -> None:
-        """Nothing to get ready."""
 
     def environment(
         self, role: InstanceRole, allocation: SMAllocation
     ) -> dict[str, str]:
         return {}
+
+    def cores(self, role: InstanceRole, allocation: SMAllocation) -> frozenset[int]:
+        return frozenset()
 
     def verify(self, pids: list[int]) -> None:
         """Nothing was given."""
@@ -66,25 +72,36 @@ class NoPartition:
         """Nothing to clean up."""
 
 
+class CorePartition(NoPartition):
+    """On a CPU host: each worker has its share of the cores.
+
+    Args:
+        name: ``green`` where it moves while a worker runs, ``mps`` where it is fixed
+            when a worker starts, as on a GPU.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def cores(self, role: InstanceRole, allocation: SMAllocation) -> frozenset[int]:
+        return cores_for(role, allocation)
+
+
 class MPSPartition:
     """Workers are MPS clients, each capped at its percentage of the SMs.
 
     The percentage is a cap, not a reservation: two workers whose caps sum to no more
     than 100 may still run on the same SMs. It is fixed when a process starts.
+
+    Args:
+        daemon: started; ended by ``stop``.
     """
 
     name = "mps"
+    description = "MPS percentages"
 
-    def __init__(self, directory: Path) -> None:
-        self._daemon = MPSDaemon(directory)
-
-    def start(self) -> None:
-        """Start the daemon.
-
-        Raises:
-            MPSError: it does not start.
-        """
-        self._daemon.start()
+    def __init__(self, daemon: MPSDaemon) -> None:
+        self._daemon = daemon
 
     def environment(
         self, role: InstanceRole, allocation: SMAllocation
@@ -92,6 +109,9 @@ class MPSPartition:
         if not role.is_worker:
             return self._daemon.outsider_environment()
         return self._daemon.client_environment(allocation.percentage_of(role))
+
+    def cores(self, role: InstanceRole, allocation: SMAllocation) -> frozenset[int]:
+        return frozenset()
 
     def verify(self, pids: list[int]) -> None:
         # With a wrong pipe directory CUDA runs without MPS and says nothing.
@@ -117,31 +137,64 @@ class MPSPartition:
         self._daemon.stop()
 
 
-def start_partition(backend: str, device: str, directory: Path) -> SMPartition:
+class GreenPartition(MPSPartition):
+    """Workers are MPS clients without a cap; green contexts divide the SMs."""
+
+    name = "green"
+    description = "green contexts"
+
+    def environment(
+        self, role: InstanceRole, allocation: SMAllocation
+    ) -> dict[str, str]:
+        return super().environment(role, UNPARTITIONED)
+
+
+def start_partition(
+    backend: str, device: str, directory: Path, gpu: int = 0
+) -> SMPartition:
     """The partition for ``--sm-partition-backend``, ready for processes to start.
 
+    ``auto`` is green contexts where they work, else MPS percentages, else none; the log
+    says what was chosen and why.
+
+    Args:
+        gpu: the first GPU of the instance.
+
     Raises:
-        ConfigError: the backend cannot be had on this machine.
-        MPSError: MPS was asked for and does not work.
+        ConfigError: another MPS daemon is in the way.
+        MPSError: what was asked for needs MPS, which does not work.
     """
-    if device != "cuda" or backend == "none":
+    if backend == "none":
         return NoPartition()
-    if backend == "green":
-        raise ConfigError(
-            "--sm-partition-backend green is refused",
-            why="green contexts are not supported yet",
-            mend="use mps or auto",
-        )
+    if device == "cpu":
+        return CorePartition("mps" if backend == "mps" else "green")
+    if device != "cuda":
+        return NoPartition()
     _refuse_inherited_daemon()
     try:
-        partition = MPSPartition(directory)
-        partition.start()
+        daemon = MPSDaemon(directory)
+        daemon.start()
     except MPSError as error:
-        if backend == "mps":
+        if backend != "auto":
             raise
         logger.warning("The SMs are not divided; the workers take turns. %s", error)
         return NoPartition()
+    partition = _choose(backend, daemon, gpu)
+    logger.info("The SMs are divided by %s", partition.description)
     return partition
+
+
+def _choose(backend: str, daemon: MPSDaemon, gpu: int) -> MPSPartition:
+    if backend == "mps":
+        return MPSPartition(daemon)
+    green = GreenPartition(daemon)
+    if backend == "auto":
+        client = green.environment(InstanceRole.PREFILL, UNPARTITIONED)
+        why_not = green_check.why_not({**os.environ, **client}, gpu)
+        if why_not:
+            logger.warning("Green contexts are not used: %s", why_not)
+            return MPSPartition(daemon)
+    return green
 
 
 def _refuse_inherited_daemon() -> None:

@@ -94,7 +94,11 @@ class SharedReqToTokenPool(ReqToTokenPool):
 
     pre_alloc_size = 0
 
+    agree: Callable[[int], int]
+    """As ``LeasedAllocator.agree``."""
+
     def __init__(self, req_to_token: torch.Tensor, table: BlockTable) -> None:
+        self.agree = int
         self.size = req_to_token.shape[0] - 1
         self._alloc_size, self.max_context_len = req_to_token.shape
         self.device = str(req_to_token.device)
@@ -127,6 +131,10 @@ class SharedReqToTokenPool(ReqToTokenPool):
         req.req_pool_idx = None
         return row
 
+    def take_over(self, req: Req, row: int) -> None:
+        """Let a request have a row that this worker was handed."""
+        req.req_pool_idx = row
+
     def return_unused(self) -> None:
         """Hand leased but unused rows back, so that the other worker can have them."""
         if self.free_slots:
@@ -139,5 +147,8 @@ class SharedReqToTokenPool(ReqToTokenPool):
 
     def _lease(self, at_least: int) -> None:
         wanted = max(at_least, ROW_LEASE)
-        rows = self._table.take_rows(wanted) or self._table.take_rows(at_least)
-        self.free_slots.extend(rows or [])
+        rows = self._table.take_rows(wanted) or self._table.take_rows(at_least) or []
+        agreed = self.agree(len(rows))
+        if agreed < len(rows):
+            self._table.give_rows(rows[agreed:])
+        self.free_slots.extend(rows[:agreed])

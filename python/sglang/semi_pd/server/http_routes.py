@@ -7,15 +7,19 @@ find an endpoint's level only there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from sglang.semi_pd.monitoring.dashboard_page import DashboardPage
 from sglang.semi_pd.server.reallocate_route import Reallocation
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 if TYPE_CHECKING:
     from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
+
+PAGE = "/semi_pd/"
 
 _WEIGHTS = "two workers share one copy of the weights, which never changes"
 _LORA = "LoRA adapters are not supported yet"
@@ -56,19 +60,71 @@ class RefuseUnsupported:
         await JSONResponse({"error": {"message": message}}, 400)(scope, receive, send)
 
 
+class PageBeforeKeys:
+    """ASGI middleware: the dashboard's page, for a browser cannot send a key with it.
+
+    Only the page itself, which holds no data; what it shows it asks for with the key.
+    """
+
+    def __init__(self, app: ASGIApp, page: Response) -> None:
+        self._app, self._page = app, page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_page = scope["type"] == "http" and scope["path"] == PAGE
+        if is_page and scope["method"] in ("GET", "HEAD"):
+            await self._page(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def add_key_checks(original: Callable[..., None], app: FastAPI, **keys: Any) -> None:
+    """SGLang's key checks on every route, with the page in front of them."""
+    original(app, **keys)
+    app.add_middleware(PageBeforeKeys, page=_page())
+
+
 def install(app: FastAPI, coordinator: SemiPDCoordinator) -> None:
     """Add the routes, and refuse the others; before the server starts to listen."""
     from sglang.srt.utils.auth import AuthLevel, auth_level
 
     reallocation = Reallocation(coordinator)
+    page = _page()
 
     async def status() -> dict[str, Any]:
         return coordinator.get_status()
+
+    async def history(since: int = 0) -> JSONResponse:
+        return JSONResponse(coordinator.history.since(since))
+
+    async def dashboard() -> Response:
+        return page
 
     @auth_level(AuthLevel.ADMIN_OPTIONAL)
     async def reallocate(request: Request) -> JSONResponse:
         return await reallocation.answer(request)
 
     app.add_api_route("/semi_pd/status", status, methods=["GET"])
+    app.add_api_route("/semi_pd/history", history, methods=["GET"])
     app.add_api_route("/semi_pd/reallocate", reallocate, methods=["POST"])
+    app.add_api_route(PAGE, dashboard, methods=["GET"], include_in_schema=False)
+    if coordinator.server_args.enable_metrics:
+        _add_metrics(app, coordinator)
     app.add_middleware(RefuseUnsupported)
+
+
+def _page() -> Response:
+    page = DashboardPage.load()
+    return HTMLResponse(page.html, headers=page.headers)
+
+
+def _add_metrics(app: FastAPI, coordinator: SemiPDCoordinator) -> None:
+    # Not before: it imports prometheus_client, which SGLang has to set up first.
+    from sglang.semi_pd.server.metrics_route import PATHS, MetricsRoute
+
+    route = MetricsRoute(coordinator)
+
+    async def metrics(request: Request) -> Response:
+        return await route.answer(request)
+
+    for path in PATHS:
+        app.add_api_route(path, metrics, methods=["GET"], include_in_schema=False)

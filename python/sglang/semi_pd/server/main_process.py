@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from sglang.semi_pd.hooks import require_applied
 from sglang.semi_pd.launch import start_progress
 from sglang.semi_pd.server import fork_server, run_directory
+from sglang.semi_pd.server.readiness import Cause
 from sglang.semi_pd.utils import InstanceRole
 
 if TYPE_CHECKING:
     from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
+    from sglang.semi_pd.server.instance_load import InstanceLoadReader
     from sglang.srt.server_args import PortArgs, ServerArgs
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ Original = Callable[..., Any]
 _ENGINE = "sglang.srt.entrypoints.engine.Engine"
 _SERVE = "sglang.srt.entrypoints.http_server._setup_and_run_http_server"
 _WARM_UP = "sglang.srt.entrypoints.http_server._wait_and_warmup"
+_KEYS = "sglang.srt.utils.auth.add_api_key_middleware"
 _LOAD_PATH = "sglang.srt.managers.load_snapshot.shm_path_for"
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 
@@ -41,6 +44,7 @@ class MainProcessHooks:
 
     def __init__(self) -> None:
         self.coordinator: SemiPDCoordinator | None = None
+        self._loads: InstanceLoadReader | None = None
 
     def by_target(self) -> dict[str, Original]:
         """AROUND hooks by the dotted name of what they wrap."""
@@ -54,6 +58,7 @@ class MainProcessHooks:
             f"{_MANAGER}._async_dispatch_to_scheduler": self.dispatch_async,
             f"{_MANAGER}._handle_batch_output": self.handle_output,
             f"{_MANAGER}._handle_abort_req": self.handle_abort,
+            f"{_MANAGER}.get_internal_state": self.internal_state,
             f"{_MANAGER}.sigterm_watchdog": self.drain,
         }
 
@@ -69,11 +74,13 @@ class MainProcessHooks:
         if not server_args.uses_semi_pd():
             return original(engine, server_args, port_args, run_scheduler_process_func)
         from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
+        from sglang.semi_pd.server.instance_load import InstanceLoadReader
         from sglang.srt.entrypoints.engine import SchedulerInitResult
 
         coordinator = self.coordinator or SemiPDCoordinator(server_args)
         self.coordinator = coordinator
         run_directory.adopt_sockets(coordinator.run_directory, port_args)
+        self._loads = InstanceLoadReader(coordinator.load_snapshot_path)
         self._extend_http_server(coordinator)
         start_progress.enter("starting resident, prefill and decode")
         group = coordinator.start_processes(port_args)
@@ -115,10 +122,13 @@ class MainProcessHooks:
     def init_ipc_channels(
         self, original: Original, manager: Any, port_args: PortArgs
     ) -> None:
-        """Add the other sockets to upstream's, which is the first prefill's."""
+        """Add the other sockets to upstream's, which is the first prefill's, and read
+        the load of both workers."""
         original(manager, port_args)
         if self.coordinator is not None:
             self.coordinator.connect(manager, port_args)
+            manager.load_snapshot_reader.close()
+            manager.load_snapshot_reader = self._loads
 
     def init_dispatcher(self, original: Original, manager: Any) -> None:
         """Take what our processes say besides upstream's messages."""
@@ -129,7 +139,9 @@ class MainProcessHooks:
     def load_snapshot_path(self, original: Original, ipc_name: str) -> str:
         """In the run directory, which goes when the server goes."""
         coordinator = self.coordinator
-        return coordinator.load_snapshot_path if coordinator else original(ipc_name)
+        if coordinator is None:
+            return original(ipc_name)
+        return coordinator.load_snapshot_path(InstanceRole.DECODE)
 
     def dispatch(self, original: Original, manager: Any, message: Any) -> None:
         """Send to whom it concerns."""
@@ -174,8 +186,17 @@ class MainProcessHooks:
             self.coordinator.slo.clients.aborted(abort.rid)
             self.coordinator.switchboard.router.ledger.forget([abort.rid])
 
+    async def internal_state(self, original: Original, manager: Any) -> Any:
+        """From outside an instance is one server, not half of a disaggregated pair."""
+        states = await original(manager)
+        if self.coordinator is not None:
+            mode = manager.server_args.disaggregation_mode
+            for state in states:
+                state["disaggregation_mode"] = mode
+        return states
+
     async def drain(self, original: Original, manager: Any) -> None:
-        """SIGTERM: let running requests finish, then end as Ctrl-C does.
+        """SIGTERM: refuse new requests, let running ones finish, end as Ctrl-C does.
 
         Upstream kills its whole process tree, itself included, which leaves exit code
         137 and whatever the killed had open.
@@ -185,7 +206,10 @@ class MainProcessHooks:
             return
         while not manager.gracefully_exit:
             await asyncio.sleep(DRAIN_POLL_S)
-        while manager.rid_to_state:
+        readiness = self.coordinator.readiness
+        readiness.close(Cause.DRAINING, "this server is shutting down")
+        logger.info("Draining: %d requests are under way", readiness.under_way)
+        while readiness.under_way or manager.rid_to_state:
             await asyncio.sleep(DRAIN_POLL_S)
         signal.raise_signal(signal.SIGINT)
 
@@ -216,13 +240,19 @@ class MainProcessHooks:
         if http_server is None:
             return
         from sglang.semi_pd.server import http_routes
+        from sglang.semi_pd.server.admission import Admission
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
         http_routes.install(http_server.app, coordinator)
+        assert self._loads is not None, "made by launch_schedulers"
+        http_server.app.add_middleware(
+            Admission, readiness=coordinator.readiness, silence=self._loads.silence
+        )
         HookRegistry.register(_SERVE, self.serve, HookType.AROUND)
         HookRegistry.register(_WARM_UP, self.warm_up, HookType.AROUND)
+        HookRegistry.register(_KEYS, http_routes.add_key_checks, HookType.AROUND)
         HookRegistry.apply_hooks()
-        require_applied([_SERVE, _WARM_UP])
+        require_applied([_SERVE, _WARM_UP, _KEYS])
 
     @staticmethod
     def _stop_watchdog() -> None:

@@ -3,7 +3,8 @@
 
 SGLang's TokenizerManager speaks to one scheduler; here that is prefill, which hands
 requests over to decode. What concerns running requests, or the process as such, goes to
-decode as well. Upstream expects one answer to a control message: prefill's.
+decode as well. Upstream expects one answer to a control message: prefill's. How the
+server does is known to decode alone: it generates the tokens.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import zmq
 import zmq.asyncio
 from sglang.semi_pd.server.request_ledger import RequestLedger
 from sglang.semi_pd.utils import InstanceRole
-from sglang.semi_pd.workers.messages import Leave
+from sglang.semi_pd.workers.messages import Leave, Recover
 from sglang.semi_pd.workers.worker_spec import input_address
 from sglang.srt.managers.io_struct import (
     AbortReq,
     ConfigureLoggingReq,
     ContinueGenerationReqInput,
     FreezeGCReq,
+    GetInternalStateReq,
     PauseGenerationReqInput,
     ProfileReq,
     SetInternalStateReq,
@@ -40,6 +42,7 @@ _FOR_BOTH = (
     ConfigureLoggingReq,
     ContinueGenerationReqInput,
     FreezeGCReq,
+    GetInternalStateReq,
     PauseGenerationReqInput,
     ProfileReq,
     SetInternalStateReq,
@@ -117,7 +120,8 @@ class RequestRouter:
     def finish_switch(self, unfinished: list[str]) -> None:
         """The old pair has left; what it could not hand over begins again."""
         self._close_leaving()
-        self._resume(unfinished)
+        for message in self.ledger.resumptions(unfinished):
+            sock_send(self._pair.prefill, message)
 
     # Nobody serves
 
@@ -126,23 +130,24 @@ class RequestRouter:
         if self._held is None:
             self._held = []
 
-    def release_to(self, generation: int, first: list[Any]) -> None:
-        """A new pair serves: ``first``, all requests in flight, then what was kept."""
+    def release_to(self, generation: int, gone: frozenset[int]) -> None:
+        """A new pair serves: all requests in flight, then what was kept.
+
+        Args:
+            gone: generations of the pairs that died; what they had is taken over first.
+        """
         self._close_leaving()
         self._pair.close()
         self._use(generation)
         held, self._held = self._held or [], None
         for abort in self.ledger.give_up_hopeless():
             self._manager._handle_abort_req(abort)
-        for message in first:
+        running = self.ledger.resumptions()
+        sock_send(self._pair.prefill, Recover(gone, running))
+        for message in running:
             sock_send(self._pair.prefill, message)
-        self._resume(None)
         for message in held:
             self.send(message)
-
-    def _resume(self, rids: list[str] | None) -> None:
-        for message in self.ledger.resumptions(rids):
-            sock_send(self._pair.prefill, message)
 
     def _use(self, generation: int) -> None:
         self._pair = self._prepared.pop(generation)
@@ -163,6 +168,8 @@ class RequestRouter:
             if not is_request:
                 self._held.append(message)
             return []
+        if isinstance(message, GetInternalStateReq):
+            return [self._pair.decode]
         targets = [self._pair.prefill]
         if isinstance(message, _FOR_BOTH):
             targets.append(self._pair.decode)

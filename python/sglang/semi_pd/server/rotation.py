@@ -138,7 +138,7 @@ class Rotation:
         assert standby is not None, "begin comes first"
         standby.kill()
         self._switchboard.discard(standby.generation)
-        gone = Recover(frozenset([standby.generation]))
+        gone = Recover(frozenset([standby.generation]), [])
         self._switchboard.send(InstanceRole.PREFILL, gone)
         self.is_over = True
         self._done.set_exception(

@@ -23,7 +23,7 @@ from sglang.semi_pd.errors import SemiPDError, WorkerStartError
 from sglang.semi_pd.server.rotation import Rotation
 from sglang.semi_pd.server.worker import Worker, wait_ready
 from sglang.semi_pd.workers.heartbeat import Heartbeat
-from sglang.semi_pd.workers.messages import HasLeft, Recover
+from sglang.semi_pd.workers.messages import HasLeft
 
 if TYPE_CHECKING:
     from sglang.semi_pd.server.switchboard import Switchboard
@@ -207,7 +207,7 @@ class Supervisor:
                 group.pair.kill()
                 switchboard.discard(group.pair.generation)
         gone = frozenset(pair.generation for pair in fallen)
-        switchboard.release_to(group.pair.generation, [Recover(gone)])
+        switchboard.release_to(group.pair.generation, gone)
         self._pulse = _Pulse(group.pair.workers)
         self.is_recovering = False
         self.recovery_s.append(time.monotonic() - began)

@@ -92,9 +92,9 @@ class Switchboard:
         """See ``RequestRouter``."""
         self._call(self.router.hold)
 
-    def release_to(self, generation: int, first: list[Any]) -> None:
+    def release_to(self, generation: int, gone: frozenset[int]) -> None:
         """See ``RequestRouter``."""
-        self._call(self.router.release_to, generation, first)
+        self._call(self.router.release_to, generation, gone)
 
     def drain(self, pids: frozenset[int]) -> None:
         """Return when clients have been sent all that these dead processes sent.

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.config import SemiPDConfig, for_role
-from sglang.semi_pd.partition.cpu_share import cores_for
 from sglang.semi_pd.server import fork_server
 from sglang.semi_pd.server.worker import Worker, WorkerPair, wait_ready
 from sglang.semi_pd.utils import InstanceRole
@@ -124,10 +123,12 @@ class WorkerGroup:
         self, role: InstanceRole, rank: int, allocation: SMAllocation, generation: int
     ) -> WorkerSpec:
         args = self._server_args
+        is_green = self.partition.name == "green" and args.device == "cuda"
+        changes_sms = is_green and role.is_worker
         return WorkerSpec(
             role=role,
             generation=generation,
-            server_args=role_server_args(args, role),
+            server_args=role_server_args(args, role, changes_sms=changes_sms),
             port_args=self._ports(role, generation),
             gpu_id=args.base_gpu_id + rank * args.gpu_id_step,
             tp_rank=rank,
@@ -139,7 +140,9 @@ class WorkerGroup:
             },
             percentage=allocation.percentage_of(role) if role.is_worker else 100,
             pool_bytes=SemiPDConfig.from_server_args(args).pool_bytes,
-            cores=cores_for(role, allocation) if args.device == "cpu" else frozenset(),
+            has_prefix_cache=not args.disable_radix_cache,
+            cores=self.partition.cores(role, allocation),
+            split=allocation if changes_sms else None,
         )
 
     def _ports(self, role: InstanceRole, generation: int) -> PortArgs:
@@ -157,18 +160,30 @@ class WorkerGroup:
         )
 
 
-def role_server_args(server_args: ServerArgs, role: InstanceRole) -> ServerArgs:
+def role_server_args(
+    server_args: ServerArgs, role: InstanceRole, *, changes_sms: bool = False
+) -> ServerArgs:
     """Resolve the user's arguments again, for one role.
 
     Seeds are drawn at resolution, so they are taken from what the main process got.
+
+    Args:
+        changes_sms: whether the worker changes its SMs while it runs.
     """
     changes: dict[str, Any] = {
         "random_seed": server_args.random_seed,
         "enable_unified_memory": False,
-        "disable_radix_cache": True,
     }
+    if role is not InstanceRole.PREFILL:
+        changes["disable_radix_cache"] = True  # the tree is prefill's
     if role.is_worker:
         changes["disaggregation_mode"] = role.value
         # The backend with the fewest side effects; its classes are never used.
         changes["disaggregation_transfer_backend"] = "nixl"
+    if role is not InstanceRole.PREFILL:
+        # Prefill owns the prefix cache; there is one address to publish its events on.
+        changes["kv_events_config"] = None
+    if changes_sms and role is InstanceRole.PREFILL:
+        # A graph keeps to the SMs that it was captured on.
+        changes["cuda_graph_backend_prefill"] = "disabled"
     return for_role(server_args, role.value, **changes)

@@ -14,23 +14,40 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sglang.semi_pd.utils import InstanceRole, row_label
+from sglang.semi_pd.workers.borrowing_cache import Borrowed, BorrowingCache
 from sglang.semi_pd.workers.continuation import count_penalties
-from sglang.semi_pd.workers.handover import HandoverSender, adopt
-from sglang.semi_pd.workers.messages import Handover, LastHandover
+from sglang.semi_pd.workers.handover import (
+    adopt,
+    find_row,
+    flush,
+    handover_of,
+    socket_of,
+)
+from sglang.semi_pd.workers.messages import (
+    Handover,
+    LastGiveBack,
+    LastHandover,
+    Leave,
+)
+from sglang.semi_pd.workers.room import RoomRequest
 from sglang.semi_pd.workers.worker_scheduler import BATCH, WorkerScheduler
-from sglang.semi_pd.workers.worker_spec import handover_address
+from sglang.semi_pd.workers.worker_spec import give_back_address, handover_address
 from sglang.srt.disaggregation.decode import DecodePreallocQueue
 from sglang.srt.disaggregation.utils import DisaggregationMode
-from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.io_struct import AbortReq, GetInternalStateReq, sock_send
+from sglang.srt.managers.schedule_batch import NextBatchPlan, Req
 from sglang.srt.managers.scheduler_components.output_streamer import (
     SchedulerOutputStreamer,
 )
 from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
+    import zmq
     from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 logger = logging.getLogger(__name__)
@@ -60,7 +77,7 @@ class AdoptionQueue(DecodePreallocQueue):
             req.retraction_mb_id = None
             self.retracted_queue.append(req)
         else:
-            adopt(req, self.scheduler.take_handover(req.rid))
+            self.scheduler.adopt(req)
             self.adopted.append(req)
 
     @property
@@ -71,11 +88,24 @@ class AdoptionQueue(DecodePreallocQueue):
         running = self._active_reserved_tokens()
         return running + self._prealloc_required_tokens(self.retracted_queue[0])[0]
 
+    def _prealloc_required_tokens(self, req: Req) -> tuple[int, int]:
+        full, swa = super()._prealloc_required_tokens(req)
+        if not self._active_req_count():
+            # Alone, it needs no more than itself: more might never be free.
+            full = self._prealloc_kv_lens(req)[0] + self.tree_cache.page_size
+        return full, swa
+
     def pop_adopted(self) -> list[Req]:
-        """Requests that may join the batch: none while retracted ones wait."""
+        """Requests that may join the batch.
+
+        While retracted ones wait, they do too; except one by one when the batch is so
+        small that it could not free memory by itself: they hold what the others need.
+        """
+        most = len(self.adopted)
         if self.retracted_queue:
-            return []
-        adopted, self.adopted = self.adopted, []
+            running = self.scheduler.running_batch.batch_size()
+            most = 1 if running + len(self.scheduler.waiting_queue) < 2 else 0
+        adopted, self.adopted = self.adopted[:most], self.adopted[most:]
         return adopted
 
 
@@ -115,6 +145,16 @@ def count_adopted(original: Callable[[Any], None], batch: ScheduleBatch) -> None
     count_penalties(batch, newest_left_out=1)
 
 
+def borrowing_cache(original: Callable[..., Any], context: Any) -> Any:
+    """The cache of a worker that has no tree, but gives to one that has."""
+    spec = DecodeScheduler.spec
+    if not spec.has_prefix_cache:
+        return original(context)
+    return BorrowingCache(
+        context.params, DecodeScheduler.memory.table, lender=spec.generation
+    )
+
+
 class DecodeScheduler(WorkerScheduler):
     """Generates tokens for requests that the prefill worker hands over."""
 
@@ -124,6 +164,7 @@ class DecodeScheduler(WorkerScheduler):
     around = {
         f"{BATCH}.cumulate_penalty_output_tokens": count_as_undivided,
         f"{BATCH}.prepare_for_prebuilt": count_adopted,
+        "sglang.srt.mem_cache.registry.default_radix_cache_factory": borrowing_cache,
     }
 
     def init_ipc_channels(self, port_args: Any) -> None:
@@ -143,10 +184,12 @@ class DecodeScheduler(WorkerScheduler):
             [(Handover, self.receive), (LastHandover, self._has_last_handover)]
         )
 
-        def without_answer(message: Any) -> None:
-            dispatcher(message)  # prefill answers for both
+        def dispatch(message: Any) -> Any:
+            answer = dispatcher(message)
+            # Of what both receive, prefill answers for both.
+            return answer if isinstance(message, GetInternalStateReq) else None
 
-        self._request_dispatcher: Callable[[Any], None] = without_answer
+        self._request_dispatcher: Callable[[Any], Any] = dispatch
 
     def init_output_streamer(self) -> None:
         super().init_output_streamer()
@@ -167,9 +210,39 @@ class DecodeScheduler(WorkerScheduler):
         self._handover_ms.append(1e3 * (time.monotonic() - handover.handed_over_at))
         self.handle_generate_request(request)
 
-    def take_handover(self, rid: str) -> Handover:
-        """The handover that brought request ``rid``."""
-        return self._handovers.pop(rid)
+    def adopt(self, req: Req) -> None:
+        """Let ``req`` have what its handover brought."""
+        handover = self._handovers.pop(req.rid)
+        label = row_label(req.rid, handover.loan.number)
+        row = find_row(self.memory.table, label, self.give_back)
+        adopt(req, handover, row)
+        req.semi_pd_borrowed = Borrowed(handover.loan, handover.is_settled)
+
+    def give_back(self) -> None:
+        """Give ended requests back to prefill, as far as forwards allow."""
+        if isinstance(self.tree_cache, BorrowingCache):
+            self.tree_cache.give_back()
+
+    def _leave_soon(self, message: Leave) -> None:
+        """What ends from now on goes to the next prefill worker; this one is told."""
+        super()._leave_soon(message)
+        send = self._use_lender(message.successor)
+        if self._to_lender is not None:
+            sock_send(self._to_lender, LastGiveBack())
+            flush(self._to_lender)
+        self._to_lender = send
+
+    def _use_lender(self, generation: int) -> zmq.Socket | None:
+        """Give back to, and ask, the prefill worker of a generation."""
+        socket = send = None
+        if self.spec.tp_rank == 0:
+            socket = socket_of(give_back_address(self.spec.run_directory, generation))
+            send = partial(sock_send, socket)
+        self._room = RoomRequest(self.memory.table, send, self.agree, generation)
+        if isinstance(self.tree_cache, BorrowingCache):
+            self.tree_cache.give_back()
+            self.tree_cache.turn_to(generation, send)
+        return socket
 
     def _has_last_handover(self, _: LastHandover) -> None:
         self._prefill_has_left = True
@@ -181,18 +254,23 @@ class DecodeScheduler(WorkerScheduler):
         """Every request goes on in the next decode worker, but for those put aside."""
         queue = self.disagg_decode_prealloc_queue
         running = [req for req in self.running_batch.reqs if not req.finished()]
-        sender = HandoverSender(
-            handover_address(self.spec.run_directory, successor),
-            successor,
-            self.req_to_token_pool,
-            self.memory.table,
-        )
-        for req in [*running, *self.waiting_queue, *queue.adopted]:
-            sender.hand_over(req)
-        for handover in self._handovers.values():  # their grammars are being compiled
-            sender.pass_on(handover)
-        sender.close()
+        going = [*running, *self.waiting_queue, *queue.adopted]
+        handovers = [_passed_on(req) for req in going]
+        handovers += self._handovers.values()  # their grammars are being compiled
         self.return_unused()
+        table = self.memory.table
+        heir = table.slot_of(InstanceRole.DECODE, successor)
+        table.inherit(self.memory.manifest.slot, heir)
+        if self.spec.tp_rank == 0:
+            socket = socket_of(handover_address(self.spec.run_directory, successor))
+            for handover in handovers:
+                sock_send(socket, handover)
+            for req in going:
+                if req.to_finish is not None:
+                    sock_send(socket, AbortReq(rid=req.rid))
+            flush(socket)
+        if self._to_lender is not None:
+            flush(self._to_lender)
         return [req.rid for req in queue.retracted_queue]
 
     def on_end(self) -> None:
@@ -205,10 +283,12 @@ class DecodeScheduler(WorkerScheduler):
         super().init_running_status()
         # Prefill may not take the last pages: decode would have to put requests aside.
         pages = self.memory.table.layout.num_pages
-        reserve = min(DECODE_RESERVE_PAGES, pages // LARGEST_RESERVE_SHARE)
-        self.memory.table.set_reserve(self.memory.manifest.slot, reserve)
+        self._reserve = min(DECODE_RESERVE_PAGES, pages // LARGEST_RESERVE_SHARE)
+        self.memory.table.set_reserve(self.memory.manifest.slot, self._reserve)
+        self._to_lender: zmq.Socket | None = self._use_lender(self.spec.generation)
 
     def process_decode_queue(self) -> None:
+        self.give_back()
         queue = self.disagg_decode_prealloc_queue
         allocator = self.token_to_kv_pool_allocator
         steps_ahead = 2 * (self.running_batch.batch_size() + len(self.waiting_queue))
@@ -216,3 +296,56 @@ class DecodeScheduler(WorkerScheduler):
         allocator.demand_pages = steps_ahead + to_resume + MIN_LEASE_PAGES
         self.waiting_queue.extend(queue.resume_retracted_reqs())
         self.waiting_queue.extend(queue.pop_adopted())
+        self._ask_for_room_ahead()
+
+    def get_next_disagg_decode_batch_to_run(
+        self, running_batch: ScheduleBatch
+    ) -> NextBatchPlan:
+        """As upstream, but before a request is put aside prefill is asked to evict."""
+        missing = self._missing_pages(running_batch)
+        if not missing:
+            self._room.satisfied()
+        elif self._room.must_wait(missing, is_last=running_batch.batch_size() < 2):
+            return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+        return super().get_next_disagg_decode_batch_to_run(running_batch)
+
+    def on_idle(self) -> None:
+        # A batch that waits for memory is no reason to give back what there is.
+        if self.running_batch.is_empty():
+            super().on_idle()
+
+    def return_unused(self) -> None:
+        self.give_back()
+        super().return_unused()
+
+    def _missing_pages(self, running_batch: ScheduleBatch) -> int:
+        """Pages that the next step needs and that cannot be leased."""
+        allocator = self.token_to_kv_pool_allocator
+        needed = sum(
+            req.kv_committed_len % allocator.page_size == 0
+            for req in (*running_batch.reqs, *self.waiting_queue)
+            if not req.finished()
+        )
+        return 0 if allocator.lease(needed) else needed - allocator.leased_pages
+
+    def _ask_for_room_ahead(self) -> None:
+        """Keep the reserve free while requests run: prefill evicts beside its work."""
+        if self.running_batch.is_empty() and not self.tokens_wait:
+            return
+        allocator = self.token_to_kv_pool_allocator
+        usage = self.memory.table.usage()
+        wanted = max(self._reserve, allocator.demand_pages)
+        missing = wanted - usage.pages_free - allocator.leased_pages
+        if missing > 0:
+            self._room.ask_ahead(missing)
+
+    @property
+    def tokens_wait(self) -> bool:
+        """Whether requests wait to be resumed."""
+        return bool(self.disagg_decode_prealloc_queue.retracted_queue)
+
+
+def _passed_on(req: Req) -> Handover:
+    """A running request on its way to the next decode worker; its loan stays."""
+    borrowed: Borrowed = req.semi_pd_borrowed
+    return handover_of(req, borrowed.loan, is_settled=borrowed.is_settled)

@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request changes hands between two workers while its KV stays in place.
 
-The sender makes the receiver the owner of the request row and its pages, then sends
-one message. Aborts travel on the same pipe, so that none overtakes its request.
+The sender makes the receiver the owner of the request row and its pages; those that its
+prefix cache owns it shares. Then it sends one message. Aborts travel on the same pipe,
+so that none overtakes its request.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 import zmq
+from sglang.semi_pd.errors import SemiPDError
 from sglang.semi_pd.memory.id_pool import Ids
-from sglang.semi_pd.utils import InstanceRole
+from sglang.semi_pd.utils import InstanceRole, row_label
 from sglang.semi_pd.workers.continuation import accept_by_grammar, continue_from
 from sglang.semi_pd.workers.leased_allocator import pages_of
-from sglang.semi_pd.workers.messages import Handover, LastHandover, PrefillTimes
+from sglang.semi_pd.workers.messages import (
+    Handover,
+    LastHandover,
+    Loan,
+    PrefillTimes,
+)
+from sglang.semi_pd.workers.worker_spec import handover_address
 from sglang.srt.managers.io_struct import AbortReq, sock_send
 from sglang.srt.managers.schedule_batch import Req, ReqKvInfo, ReqLogprob
 from sglang.srt.utils.network import get_zmq_socket
@@ -24,6 +33,15 @@ from sglang.srt.utils.network import get_zmq_socket
 if TYPE_CHECKING:
     from sglang.semi_pd.memory.block_table import BlockTable
     from sglang.semi_pd.resident.shared_pools import SharedReqToTokenPool
+    from sglang.semi_pd.workers.worker_spec import WorkerSpec
+
+ROW_TIMEOUT_S = 30.0
+ROW_POLL_S = 0.0002
+LINGER_MS = 10_000
+
+
+class HandoverError(SemiPDError):
+    """A request was announced, but its row is not there."""
 
 
 class NoTransfer:
@@ -35,103 +53,128 @@ class NoTransfer:
 
 no_transfer = NoTransfer()
 
-LINGER_MS = 10_000
-
 
 class HandoverSender:
-    """The giving end; lives in the worker that gives requests up."""
+    """The giving end; lives in the worker that gives requests up.
+
+    Every rank moves its own pages and row; only the first one speaks.
+
+    Args:
+        to_generation: of the decode worker that receives.
+    """
 
     def __init__(
         self,
-        address: str,
-        generation: int,
+        spec: WorkerSpec,
+        to_generation: int,
         rows: SharedReqToTokenPool,
         table: BlockTable,
     ) -> None:
-        self._context = zmq.Context(1)
-        self._socket = get_zmq_socket(self._context, zmq.PUSH, address, False)
-        self._generation = generation
+        address = handover_address(spec.run_directory, to_generation)
+        self._socket = socket_of(address) if spec.tp_rank == 0 else None
+        self._generation, self._to_generation = spec.generation, to_generation
         self._rows, self._table = rows, table
         self._to_slot: int | None = None
+        self._sent = 0
         device = torch.get_device_module(rows.device)
         self._copies = device.StreamContext(device.Stream())
 
-    def hand_over(self, req: Req) -> None:
-        """Give up ``req``, whose KV is written up to ``req.kv_committed_len``."""
-        row = req.req_pool_idx
-        committed = req.kv_committed_len
-        self._give(row, committed)
-        self._rows.give_up(req)
-        req.kv = None
-        self._send(req, row, committed)
-        if req.to_finish is not None:
-            self.forward(AbortReq(rid=req.rid))
+    def hand_over(self, req: Req, shared_tokens: int) -> Loan:
+        """Give up ``req``, whose KV is written up to ``req.kv_committed_len``.
 
-    def pass_on(self, handover: Handover) -> None:
-        """Hand over what was handed to this worker and not yet adopted."""
-        self._give(handover.row, handover.committed_tokens)
-        sock_send(self._socket, handover)
+        Args:
+            shared_tokens: at the start of its row, in pages that stay this worker's.
+        """
+        loan = Loan(self._sent, self._generation, shared_tokens)
+        self._sent += 1
+        to_slot = self._receiver()
+        committed = req.kv_committed_len
+        slots = self._slots(req.req_pool_idx, committed)
+        # The row last: once it has changed hands, everything has.
+        self._table.share_pages(self._pages(slots[:shared_tokens]), to_slot)
+        self._table.move_pages(self._pages(slots[shared_tokens:]), to_slot)
+        label = row_label(req.rid, loan.number)
+        self._table.move_row(self._rows.give_up(req), to_slot, label)
+        req.kv = None
+        if self._socket is not None:
+            sock_send(self._socket, handover_of(req, loan, is_settled=False))
+        return loan
 
     def forward(self, abort: AbortReq) -> None:
         """Pass an abort on, behind everything handed over so far."""
-        sock_send(self._socket, abort)
+        if self._socket is not None:
+            sock_send(self._socket, abort)
 
     def conclude(self) -> None:
         """Say that no more will come, and return when all of it is on its way."""
-        sock_send(self._socket, LastHandover())
+        if self._socket is not None:
+            sock_send(self._socket, LastHandover())
         self.close()
 
     def close(self) -> None:
         """Return when all that was sent is on its way."""
-        self._context.destroy(linger=LINGER_MS)
+        if self._socket is not None:
+            flush(self._socket)
 
-    def _send(self, req: Req, row: int, committed: int) -> None:
-        sock_send(
-            self._socket,
-            Handover(
-                request=req.semi_pd_request,
-                row=row,
-                committed_tokens=committed,
-                output_ids=list(req.output_ids),
-                sent_tokens=req.send_token_offset,
-                cached_tokens=req.cached_tokens,
-                logprob=_portable(req.logprob) if req.return_logprob else None,
-                times=PrefillTimes(
-                    req.time_stats.forward_entry_time,
-                    req.time_stats.prefill_finished_time,
-                ),
-                handed_over_at=time.monotonic(),
-            ),
-        )
-
-    def _give(self, row: int, committed: int) -> None:
-        to_slot = self._receiver()
-        self._table.move_pages(self._pages(row, committed), to_slot)
-        self._table.move_row(row, to_slot)
-
-    def _pages(self, row: int, committed: int) -> Ids:
-        """The pages of a row, without waiting for the forward that runs now.
+    def _slots(self, row: int, committed: int) -> torch.Tensor:
+        """The token slots of a row, without waiting for the forward that runs now.
 
         The row was written before the prompt's last chunk, whose result is known, so a
         stream of its own may read it at once.
         """
         with self._copies:
-            slots = self._rows.req_to_token[row, :committed].to("cpu", torch.int64)
+            return self._rows.req_to_token[row, :committed].to("cpu", torch.int64)
+
+    def _pages(self, slots: torch.Tensor) -> Ids:
         return pages_of(slots, self._table.layout.page_size)
 
     def _receiver(self) -> int:
         if self._to_slot is None:
-            self._to_slot = self._table.slot_of(InstanceRole.DECODE, self._generation)
+            self._to_slot = self._table.slot_of(
+                InstanceRole.DECODE, self._to_generation
+            )
         return self._to_slot
 
 
-def adopt(req: Req, handover: Handover) -> None:
+def socket_of(address: str) -> zmq.Socket:
+    """A socket that sends to another worker's."""
+    return get_zmq_socket(zmq.Context(1), zmq.PUSH, address, False)
+
+
+def flush(socket: zmq.Socket) -> None:
+    """Close a socket of ``socket_of`` when all that was sent is on its way.
+
+    A child process does not wait for that when it ends.
+    """
+    socket.context.destroy(linger=LINGER_MS)
+
+
+def handover_of(req: Req, loan: Loan, *, is_settled: bool) -> Handover:
+    """What the next worker must know of a request to go on with it."""
+    return Handover(
+        request=req.semi_pd_request,
+        loan=loan,
+        committed_tokens=req.kv_committed_len,
+        output_ids=list(req.output_ids),
+        sent_tokens=req.send_token_offset,
+        is_settled=is_settled,
+        cached_tokens=req.cached_tokens,
+        logprob=_portable(req.logprob) if req.return_logprob else None,
+        times=PrefillTimes(
+            req.time_stats.forward_entry_time,
+            req.time_stats.prefill_finished_time,
+        ),
+        handed_over_at=time.monotonic(),
+    )
+
+
+def adopt(req: Req, handover: Handover, row: int) -> None:
     """Make ``req``, newly built from the request, the one that was handed over.
 
     Leaves it as upstream's decode role has a request whose KV has just arrived.
     """
     committed = handover.committed_tokens
-    req.req_pool_idx = handover.row
+    req.req_pool_idx = row
     req.kv = ReqKvInfo(kv_allocated_len=committed, swa_evicted_seqlen=0)
     req.kv_committed_len = committed
     req.semi_pd_request = handover.request
@@ -148,6 +191,34 @@ def adopt(req: Req, handover: Handover) -> None:
     req.time_stats.prefill_finished_time = handover.times.prefill_finished_time
     req.time_stats.has_timing_data = True  # the main process wants it with the output
     req.time_stats.set_wait_queue_entry_time()
+
+
+def find_row(table: BlockTable, label: int, meanwhile: Callable[[], None]) -> int:
+    """The row with ``label`` that this worker was handed.
+
+    The message comes through the first rank, so another rank's row may be some
+    microseconds behind it.
+
+    Args:
+        meanwhile: called while waiting; it must do what the giver may be waiting for.
+
+    Raises:
+        HandoverError: the row does not come.
+    """
+    assert table.lease is not None, "a worker has a lease"
+    deadline = time.monotonic() + ROW_TIMEOUT_S
+    while True:
+        for found in table.labelled_rows(table.lease.slot):
+            if found.label == label:
+                return found.row
+        if time.monotonic() > deadline:
+            raise HandoverError(
+                f"row {label:#x} was announced and did not come",
+                why=f"the other worker of this rank was silent for {ROW_TIMEOUT_S:g} s",
+                mend="its lines in the log say more",
+            )
+        meanwhile()
+        time.sleep(ROW_POLL_S)
 
 
 def _portable(logprob: ReqLogprob) -> ReqLogprob:

@@ -9,12 +9,16 @@ Figure 7: query, get and update are one operation).
 
 A freed page goes back to the table, and so to the other worker, only when the forward
 that may still write to it has finished: under overlap scheduling a request that has
-just ended has one more forward in flight.
+just ended has one more forward in flight. This worker itself may use it again at once,
+as its next forward comes after: what the prefix cache evicts for an allocation is there
+for that allocation.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -29,11 +33,36 @@ LEASE_PAGES = 512
 """Pages leased at a time beyond what is needed now."""
 
 
-class _Retiring(NamedTuple):
-    """Freed token slots on their way to the host, and what must finish first."""
+class OnHost(NamedTuple):
+    """Token slots on their way to the host, and what must finish before others may
+    have them. The first event is the copy; without a GPU there is none."""
 
     slots: torch.Tensor
     finished: tuple[torch.cuda.Event, ...]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no forward that was launched before the copy still runs."""
+        return all(event.query() for event in self.finished)
+
+    def wait_for_copy(self) -> torch.Tensor:
+        """The slots, while the forward may still run."""
+        if self.finished:
+            self.finished[0].synchronize()
+        return self.slots
+
+
+class _Retiring(NamedTuple):
+    """Freed slots; for everybody only if ``is_promised``. None: only an instant."""
+
+    freed: OnHost | None
+    is_promised: bool
+    on_published: Callable[[], None] | None
+
+
+def alone(count: int) -> int:
+    """What a single rank agrees on with itself."""
+    return count
 
 
 class LeasedAllocator(PagedTokenToKVPoolAllocator):
@@ -42,6 +71,9 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
     Attributes:
         forward_stream: the stream the model runs on, once it is known (GPU only).
         demand_pages: pages the scheduler expects to allocate in its next iteration.
+        agree: the smallest of the counts that all ranks of a group pass, called by all
+            of them at the same point: they must lease the same number of pages, or
+            they would schedule differently.
     """
 
     def __init__(  # noqa: PLR0913 - upstream's arguments
@@ -59,6 +91,8 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
         self._leased_host: Ids = np.empty(0, np.int64)
         self.forward_stream: torch.cuda.Stream | None = None
         self.demand_pages = 0
+        self.agree: Callable[[int], int] = alone
+        self._is_promising = False
         super().__init__(size, page_size, dtype, device, kvcache, need_sort=False)
 
     def available_size(self) -> int:
@@ -68,27 +102,74 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
 
     def lease(self, pages: int) -> bool:
         """Have ``pages`` leased, or as many as there are; whether all are."""
-        self._publish_retired()
-        missing = pages - len(self._leased_host)
-        if missing <= 0:
-            return True
-        taken = self._table.take_up_to(missing + LEASE_PAGES, 0)
-        if taken is not None and len(taken):
-            self._set_lease(np.concatenate((self._leased_host, taken)))
+        if pages > len(self._leased_host):
+            wanted = max(pages, self.demand_pages)
+            self._extend_lease(wanted - len(self._leased_host))
+        self.publish_retired()
         return len(self._leased_host) >= pages
+
+    def _extend_lease(self, missing: int) -> None:
+        found = self._table.take_up_to(missing + LEASE_PAGES, 0)
+        assert found is not None, "at least none can always be taken"
+        while len(found) < missing and (freed := self._next_recyclable()):
+            pages = pages_of(freed.wait_for_copy(), self.page_size)
+            found = np.concatenate((found, self._table.recycle_pages(pages)))
+        agreed = self.agree(len(found))
+        if agreed < len(found):
+            self._table.give_pages(found[agreed:])
+        if agreed:
+            self._set_lease(np.concatenate((self._leased_host, found[:agreed])))
+
+    def _next_recyclable(self) -> OnHost | None:
+        """Take the oldest freed slots that nobody has been promised, if any."""
+        for place, retiring in enumerate(self._retiring):
+            if not retiring.is_promised and retiring.freed is not None:
+                del self._retiring[place]
+                return retiring.freed
+        return None
+
+    @contextmanager
+    def promising(self, on_published: Callable[[], None]) -> Iterator[None]:
+        """What is freed inside is for the other worker; tell when it can have it."""
+        self._is_promising = True
+        try:
+            yield
+        finally:
+            self._is_promising = False
+            self._retiring.append(_Retiring(None, True, on_published))
 
     def return_unused(self, keep_pages: int = 0) -> None:
         """Hand back leased pages beyond ``keep_pages``: the other may need them."""
-        self._publish_retired()
+        self.publish_retired()
         surplus = self._leased_host[keep_pages:]  # nothing, most of the time
         if len(surplus):
             self._set_lease(self._leased_host[:keep_pages])
             self._table.give_pages(surplus)
 
     @property
-    def retiring(self) -> int:
-        """Batches of freed pages that wait for a forward to finish."""
-        return len(self._retiring)
+    def retiring_pages(self) -> int:
+        """Freed pages, at most, that wait to be published and may be used again."""
+        slots = sum(
+            one.freed.slots.numel()
+            for one in self._retiring
+            if one.freed is not None and not one.is_promised
+        )
+        return slots // self.page_size
+
+    def copy_to_host(self, slots: torch.Tensor) -> OnHost:
+        """Bring slots to the host, without waiting; to know when others may have them.
+
+        ``slots`` (int32 or int64, on the pool's device) may be a view: it is read in
+        the order of the stream.
+        """
+        if not self._on_gpu:
+            return OnHost(slots.clone(), ())
+        on_host = torch.empty_like(slots, device="cpu", pin_memory=True)
+        on_host.copy_(slots, non_blocking=True)
+        streams = [torch.cuda.current_stream()]
+        if self.forward_stream is not None:
+            streams.append(self.forward_stream)
+        return OnHost(on_host, tuple(stream.record_event() for stream in streams))
 
     @property
     def leased_pages(self) -> int:
@@ -178,24 +259,20 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
     # Freed pages, until they are published
 
     def _retire(self, slots: torch.Tensor) -> None:
-        if not self._on_gpu:
-            self._publish(slots)
-            return
-        on_host = torch.empty_like(slots, device="cpu", pin_memory=True)
-        on_host.copy_(slots, non_blocking=True)
-        streams = [torch.cuda.current_stream()]
-        if self.forward_stream is not None:
-            streams.append(self.forward_stream)
-        self._retiring.append(
-            _Retiring(on_host, tuple(stream.record_event() for stream in streams))
-        )
+        freed = self.copy_to_host(slots)
+        self._retiring.append(_Retiring(freed, self._is_promising, None))
 
-    def _publish_retired(self) -> None:
-        while self._retiring and all(e.query() for e in self._retiring[0].finished):
-            self._publish(self._retiring.popleft().slots)
-
-    def _publish(self, slots: torch.Tensor) -> None:
-        self._table.give_pages(pages_of(slots, self.page_size))
+    def publish_retired(self) -> None:
+        """Let the other worker have what no forward can write to any more."""
+        while self._retiring:
+            freed, _, on_published = self._retiring[0]
+            if freed is not None:
+                if not freed.is_finished:
+                    return
+                self._table.give_pages(pages_of(freed.slots, self.page_size))
+            self._retiring.popleft()
+            if on_published is not None:
+                on_published()
 
     @property
     def _on_gpu(self) -> bool:

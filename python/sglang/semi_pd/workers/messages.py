@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from sglang.semi_pd.utils import InstanceRole
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.sm_allocation import SMAllocation
+    from sglang.semi_pd.workers.prefix_tree import CachedPath
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import ReqLogprob
 
@@ -21,6 +23,18 @@ class TakeCores:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeSMs:
+    """To a worker on a GPU with green contexts: from now on, run on your SMs of this.
+
+    Attributes:
+        serial: counts the splits; the worker's record says which one it took last.
+    """
+
+    serial: int
+    allocation: SMAllocation
+
+
+@dataclass(frozen=True, slots=True)
 class PrefillTimes:
     """When the prompt was computed: ``time.perf_counter()``, one clock for the host."""
 
@@ -28,28 +42,47 @@ class PrefillTimes:
     prefill_finished_time: float
 
 
+@dataclass(frozen=True, slots=True)
+class Loan:
+    """What the lender keeps of a request that it handed over.
+
+    Attributes:
+        number: counts the lender's handovers.
+        lender: generation of the lender.
+        shared_tokens: so many tokens at the start of the row lie in pages that stay the
+            lender's, as part of its prefix cache; the receiver borrows them.
+    """
+
+    number: int
+    lender: int
+    shared_tokens: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handover:
     """A running request changes hands; its KV stays where it is.
 
     Sent by the worker that gives the request up, after it has made the receiver the
-    owner of the request row and of its pages.
+    owner of the request row and of its pages. The row is found by its label
+    (``utils.row_label``), because every rank has rows of its own.
 
     Attributes:
         request: what the client asked for, as it arrived.
-        row: index of the request's row in ``req_to_token``.
+        loan: the lender's side of it; its number is in the label of the row.
         committed_tokens: tokens whose KV is written.
         output_ids: tokens generated so far; the last one has no KV yet.
         sent_tokens: how many of ``output_ids`` the client has been sent.
+        is_settled: the lender has been given back what it lent.
         cached_tokens: prompt tokens that came from the prefix cache.
         logprob: log-probabilities of the prompt and of ``output_ids``, if asked for.
     """
 
     request: TokenizedGenerateReqInput
-    row: int
+    loan: Loan
     committed_tokens: int
     output_ids: list[int]
     sent_tokens: int
+    is_settled: bool
     cached_tokens: int
     logprob: ReqLogprob | None
     times: PrefillTimes
@@ -119,6 +152,78 @@ class Recover:
 
     Attributes:
         generations: of the pairs that are gone.
+        running: what their requests had come to; its KV is kept.
     """
 
     generations: frozenset[int]
+    running: list[Resume]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequence:
+    """A whole sequence, for a prefill worker that never had the request.
+
+    Attributes:
+        input_ids: the prompt.
+        extra_key, priority: as SGLang's prefix cache keeps them.
+    """
+
+    input_ids: list[int]
+    extra_key: str | None
+    priority: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveBack:
+    """A request that was handed over has ended; its KV goes into the prefix cache.
+
+    Sent after the row and its pages have become the receiver's, and after the last
+    forward that could write to them has finished.
+
+    Attributes:
+        rid, loan: which request; ``loan`` as in its handover.
+        has_row: False if the KV is gone (the request was put aside): then only what the
+            lender keeps locked for it is to be let go.
+        output_ids: tokens generated.
+        committed_tokens, allocated_tokens: of the row; KV written, slots filled.
+        reasoning_tokens: of ``output_ids``, as SGLang counts them.
+        sequence: there if the receiver is not the lender, or was told already.
+    """
+
+    rid: str
+    loan: Loan
+    has_row: bool
+    output_ids: list[int]
+    committed_tokens: int
+    allocated_tokens: int
+    reasoning_tokens: int
+    sequence: Sequence | None
+
+
+@dataclass(frozen=True, slots=True)
+class MakeRoom:
+    """Decode asks prefill to evict from its prefix cache.
+
+    Attributes:
+        pages: so many are missing.
+        sequence: to be answered in the block table once the pages are free; 0: no
+            answer needed.
+    """
+
+    pages: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class LastGiveBack:
+    """From decode to a leaving prefill worker: what ends now goes to its successor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heritage:
+    """From a leaving prefill worker to its successor: the prefix cache.
+
+    Sent after the successor has become the owner of its pages.
+    """
+
+    paths: list[CachedPath]

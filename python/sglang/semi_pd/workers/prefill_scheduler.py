@@ -9,10 +9,13 @@ and after the last chunk the request, its row and its pages are handed over.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from sglang.semi_pd.memory.block_table import Answer
 from sglang.semi_pd.workers.continuation import (
     accept_by_grammar,
     continue_from,
@@ -20,20 +23,35 @@ from sglang.semi_pd.workers.continuation import (
     pad_logprobs,
 )
 from sglang.semi_pd.workers.handover import HandoverSender, no_transfer
-from sglang.semi_pd.workers.messages import Recover, Resume
+from sglang.semi_pd.workers.lender import Lender
+from sglang.semi_pd.workers.messages import (
+    GiveBack,
+    Heritage,
+    LastGiveBack,
+    MakeRoom,
+    Recover,
+    Resume,
+)
+from sglang.semi_pd.workers.succession import bequeath, inherit, recover
 from sglang.semi_pd.workers.worker_scheduler import BATCH, WorkerScheduler
-from sglang.semi_pd.workers.worker_spec import handover_address
 from sglang.srt.disaggregation.prefill import PrefillBootstrapQueue
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
+    from sglang.srt.managers.scheduler_components.load_inquirer import (
+        SchedulerLoadInquirer,
+    )
 
 
 logger = logging.getLogger(__name__)
+
+AHEAD_SHARE = 16
+"""At most a sixteenth of the pool is kept ready for the next batch."""
 
 
 class ReadyQueue(PrefillBootstrapQueue):
@@ -76,26 +94,85 @@ class PrefillScheduler(WorkerScheduler):
     def init_disaggregation(self) -> None:
         super().init_disaggregation()
         self._arriving: dict[str, TokenizedGenerateReqInput] = {}
+        table, rows = self.memory.table, self.req_to_token_pool
         self._continued: dict[str, list[int]] = {}
-        self._handovers = self._sender_to(self.spec.generation)
+        self._decode_turned_away = False
+        self._handovers = HandoverSender(self.spec, self.spec.generation, rows, table)
+        self._lender = Lender(self.tree_cache, rows, table, self.spec.generation)
+
+    def init_ipc_channels(self, port_args: Any) -> None:
+        super().init_ipc_channels(port_args)
+        if self.recv_from_tokenizer is not None:
+            # One socket for both senders, as decode has it.
+            self.recv_from_tokenizer.bind(self.spec.give_back_address)
 
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
         self._request_dispatcher += TypeBasedDispatcher(
-            [(Resume, self.resume), (Recover, self.recover)]
+            [
+                (GiveBack, lambda message: self._lender.take_back(message)),
+                (MakeRoom, self.make_room),
+                (LastGiveBack, self._has_last_give_back),
+                (Heritage, self.inherit),
+                (Recover, self.recover),
+                (Resume, self.resume),
+            ]
         )
 
+    # Predecessors and successors
+
     def recover(self, message: Recover) -> None:
-        """Free what the workers of dead generations had."""
-        table = self.memory.table
-        for slot in table.slots_of(message.generations):
-            report = table.reclaim(slot)
-            logger.info("Recovered from a dead worker: %s", report)
+        """Keep the KV of running requests of dead generations, free the rest."""
+        recover(message, self.memory.table, self.tree_cache, self.req_to_token_pool)
 
     def resume(self, message: Resume) -> None:
         """Take a request on that another worker had; its client has some tokens."""
         self._continued[message.request.rid] = message.output_ids
         self.handle_generate_request(message.request)
+
+    def inherit(self, message: Heritage) -> None:
+        """Have the predecessor's prefix cache, as far as it says anything new."""
+        inherit(message, self.tree_cache, self.memory.table)
+
+    def _has_last_give_back(self, _: LastGiveBack) -> None:
+        self._decode_turned_away = True
+
+    def may_leave(self) -> bool:
+        return self._decode_turned_away
+
+    def give_all(self, successor: int) -> list[str]:
+        """Hand finished prompts to the next decode worker; the others begin again."""
+        spec, table, rows = self.spec, self.memory.table, self.req_to_token_pool
+        left = self._handovers
+        self._handovers = HandoverSender(spec, successor, rows, table)
+        self.process_disagg_prefill_inflight_queue()
+        left.conclude()
+        self._handovers.close()
+        queue = self.disagg_prefill_bootstrap_queue
+        self.waiting_queue.extend(queue.pop_bootstrapped())
+        if self.chunked_req is not None:
+            release_kv_cache(self.chunked_req, self.tree_cache)
+            self.waiting_queue.append(self.chunked_req)
+        unfinished = [req.rid for req in self.waiting_queue]
+        self.return_unused()
+        bequeath(spec, successor, self.tree_cache, table)
+        return [*unfinished, *self._arriving]
+
+    def init_load_inquirer(self) -> None:
+        super().init_load_inquirer()
+        # Upstream's prefill role reports no running requests: it runs none to the end.
+        inquirer: SchedulerLoadInquirer = self.load_inquirer
+        self.load_inquirer: SchedulerLoadInquirer = dataclasses.replace(
+            inquirer, get_running_batch=self._being_computed
+        )
+
+    def _being_computed(self) -> SimpleNamespace:
+        """Requests in the batches that are launched and not concluded."""
+        batches = [self.cur_batch_for_debug]
+        if self.enable_overlap:
+            batches.append(self.last_batch)
+        reqs = {req.rid: req for batch in filter(None, batches) for req in batch.reqs}
+        return SimpleNamespace(reqs=list(reqs.values()))
 
     def handle_generate_request(self, recv_req: TokenizedGenerateReqInput) -> None:
         # Upstream's prefill role limits max_new_tokens to 1 in place.
@@ -125,38 +202,67 @@ class PrefillScheduler(WorkerScheduler):
         plan = super().get_next_disagg_prefill_batch_to_run(running_batch, last_batch)
         if plan.batch_to_run is None:
             self.return_unused()
+        else:
+            self._evict_ahead()
+        self._publish_held()
         return plan
 
-    def give_all(self, successor: int) -> list[str]:
-        """Hand finished prompts to the next decode worker; the others begin again."""
-        left = self._handovers
-        self._handovers = self._sender_to(successor)
-        self.process_disagg_prefill_inflight_queue()
-        left.conclude()
-        self._handovers.close()
-        self.waiting_queue.extend(
-            self.disagg_prefill_bootstrap_queue.pop_bootstrapped()
-        )
-        if self.chunked_req is not None:
-            release_kv_cache(self.chunked_req, self.tree_cache)
-            self.waiting_queue.append(self.chunked_req)
-        unfinished = [req.rid for req in self.waiting_queue]
-        self.return_unused()
-        return [*unfinished, *self._arriving]
+    def make_room(self, message: MakeRoom) -> None:
+        """Evict for decode; answer when it can have the pages."""
+        is_busy = self.chunked_req is not None or self.last_batch is not None
 
-    def _sender_to(self, generation: int) -> HandoverSender:
-        return HandoverSender(
-            handover_address(self.spec.run_directory, generation),
-            generation,
-            self.req_to_token_pool,
-            self.memory.table,
+        def answer() -> None:
+            if message.sequence:
+                self.memory.table.publish_answer(Answer(message.sequence, is_busy))
+
+        allocator = self.token_to_kv_pool_allocator
+        with allocator.promising(answer):
+            self._evict(message.pages)
+        allocator.publish_retired()
+
+    def _evict(self, pages: int) -> None:
+        """Evict, but nothing that the rest of a prompt was admitted for."""
+        page_size = self.token_to_kv_pool_allocator.page_size
+        spare = self.tree_cache.evictable_size() - self._pages_owed() * page_size
+        tokens = min(pages * page_size, spare)
+        if tokens > 0:
+            self.tree_cache.evict(EvictParams(num_tokens=tokens))
+
+    def _pages_owed(self) -> int:
+        """Pages that the rest of the current prompt needs and that are not leased."""
+        if self.chunked_req is None:
+            return 0
+        allocator = self.token_to_kv_pool_allocator
+        pages = len(self.chunked_req.origin_input_ids) // allocator.page_size + 2
+        return max(0, pages - allocator.leased_pages)
+
+    def _evict_ahead(self) -> None:
+        """While this batch runs, free pages for the next: the copy of their numbers to
+        the host would otherwise wait for it."""
+        allocator = self.token_to_kv_pool_allocator
+        pages = self._pages_ahead - allocator.retiring_pages
+        if self._lender.lends and not allocator.lease(pages):
+            self._evict(pages - allocator.leased_pages)
+
+    @property
+    def _pages_ahead(self) -> int:
+        """Pages to have ready for the next batch."""
+        allocator = self.token_to_kv_pool_allocator
+        chunk = (self.chunked_prefill_size or 0) // allocator.page_size
+        return min(chunk, self.memory.table.layout.num_pages // AHEAD_SHARE)
+
+    def _publish_held(self) -> None:
+        allocator = self.token_to_kv_pool_allocator
+        self.memory.table.publish_held(
+            leased=allocator.leased_pages,
+            cached=self.tree_cache.evictable_size() // allocator.page_size,
         )
 
     def _pages_wanted(self) -> int:
         """Pages for all prompts that wait, one page of slack each."""
         waiting = [*self.waiting_queue, *filter(None, [self.chunked_req])]
         page_size = self.token_to_kv_pool_allocator.page_size
-        return sum(r.seqlen // page_size + 2 for r in waiting)
+        return sum(len(r.origin_input_ids) // page_size + 2 for r in waiting)
 
     def resolve_waiting_queue_bootstrap(self) -> None:
         """Nothing to resolve: no request waits for another server."""
@@ -198,6 +304,8 @@ class PrefillScheduler(WorkerScheduler):
         if any(self.memory.table.usage().rows_by_slot.values()):
             logger.warning("Cache not flushed: requests are still being decoded")
             return False
+        if self._lender.lends and self.is_fully_idle():
+            self._evict(self.memory.table.layout.num_pages)
         return super().flush_cache(empty_cache)
 
     def _conclude(self, req: Req) -> None:
@@ -208,4 +316,5 @@ class PrefillScheduler(WorkerScheduler):
             req.time_stats.set_completion_time()
             self.output_streamer.stream_output([req], req.return_logprob, None)
         else:
-            self._handovers.hand_over(req)
+            shared_tokens = req.cache_protected_len if self._lender.lends else 0
+            self._lender.lend(req, self._handovers.hand_over(req, shared_tokens))

@@ -74,6 +74,7 @@ def install_worker(
 ) -> None:
     """Workers: weights, pools and sizes come from the resident."""
     install_pool_memory(SupplyExisting(memory.manifest.kv_buffers, memory.tensor))
+    green = scheduler_class.green
     _apply(
         HookType.AROUND,
         {
@@ -88,6 +89,7 @@ def install_worker(
                 scheduler_class.spec.load_snapshot_path
             ),
             **scheduler_class.around,
+            **(green.graphs.hooks() if green is not None else {}),
         },
     )
     _apply(
@@ -189,11 +191,15 @@ def _pool_stats(memory: ResidentMemory) -> Hook:
 
 
 def _whole_pool(usage: BlockUsage) -> PoolStats:
+    """As upstream counts: cached pages, and those held ready, are not in use."""
+    cached = sum(usage.cached_by_role.values())
+    available = usage.pages_free + sum(usage.leased_by_role.values())
+    in_use = max(0, usage.pages_total - available - cached)
     return PoolStats(
-        full_num_used=usage.pages_used * usage.page_size,
-        full_token_usage=usage.pages_used / usage.pages_total,
-        full_available_size=usage.pages_free * usage.page_size,
-        full_evictable_size=0,
+        full_num_used=in_use * usage.page_size,
+        full_token_usage=in_use / usage.pages_total,
+        full_available_size=available * usage.page_size,
+        full_evictable_size=cached * usage.page_size,
     )
 
 

@@ -17,6 +17,7 @@ from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers import numerics_gate
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.workers.green_forward import GreenForward
     from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
     from sglang.semi_pd.workers.worker_spec import WorkerSpec
 
@@ -55,8 +56,7 @@ def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
 
     scheduler_class = _scheduler_class(spec.role)
     device = torch.device(spec.device)
-    if device.type == "cuda":
-        numerics_gate.check(device, spec.percentage)
+    green = _enter_gpu(spec, device) if device.type == "cuda" else None
     ready.send(Phase("waiting for the resident's memory"))
     memory = ResidentMemory.attach(
         spec.resident_socket,
@@ -66,6 +66,7 @@ def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
     )
     ready.send(Phase("attached; building the model over it"))
     scheduler_class.spec, scheduler_class.memory = spec, memory
+    scheduler_class.green = green
     scheduler_class.enter = lambda doing: ready.send(Phase(doing))
     install_worker(memory, scheduler_class)
     upstream.run_scheduler_process(
@@ -82,6 +83,23 @@ def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
     )
     # Upstream logs an exception of its scheduler and returns.
     sys.exit(EXIT_FAILED)
+
+
+def _enter_gpu(spec: WorkerSpec, device: torch.device) -> GreenForward | None:
+    """Make sure that this share of the GPU computes right; its streams, if it has any.
+
+    Raises:
+        NumericsError: it does not.
+        GreenContextError: green contexts were asked for and cannot be had.
+    """
+    if spec.split is None:
+        numerics_gate.check(device, spec.percentage)
+        return None
+    from sglang.semi_pd.workers.green_forward import GreenForward
+
+    green = GreenForward(spec)
+    green.check_numerics()
+    return green
 
 
 def _scheduler_class(role: InstanceRole) -> type[WorkerScheduler]:

@@ -13,12 +13,15 @@ import setproctitle
 import torch
 from sglang.semi_pd.partition.cpu_share import take_cores
 from sglang.semi_pd.workers.heartbeat import Heartbeat
-from sglang.semi_pd.workers.messages import HasLeft, Leave, TakeCores
+from sglang.semi_pd.workers.messages import HasLeft, Leave, TakeCores, TakeSMs
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.utils import TypeBasedDispatcher
+from torch.distributed import ReduceOp
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.workers.green_forward import GreenForward
     from sglang.semi_pd.workers.resident_memory import ResidentMemory
+    from sglang.semi_pd.workers.share_watch import ShareWatch
     from sglang.semi_pd.workers.worker_spec import WorkerSpec
     from sglang.srt.managers.schedule_batch import ScheduleBatch
 
@@ -44,6 +47,7 @@ class WorkerScheduler(Scheduler):
 
     spec: ClassVar[WorkerSpec]
     memory: ClassVar[ResidentMemory]
+    green: ClassVar[GreenForward | None] = None
     enter: ClassVar[Callable[[str], None]]
     queue_replacement: ClassVar[dict[str, type]]
     around: ClassVar[dict[str, Callable[..., Any]]] = {}
@@ -53,6 +57,9 @@ class WorkerScheduler(Scheduler):
         self._leave: Leave | None = None
         self._heartbeat = Heartbeat(self.spec.heartbeat_path)
         super().__init__(*args, **kwargs)
+        self.share_watch: ShareWatch | None = None
+        if str(self.device).startswith("cuda"):
+            self._watch_share()
         # Ending between two iterations leaves the GPU idle, every page accounted for.
         signal.signal(signal.SIGTERM, self._end_soon)
 
@@ -75,6 +82,7 @@ class WorkerScheduler(Scheduler):
             [
                 (TakeCores, lambda message: take_cores(message.cores)),
                 (Leave, self._leave_soon),
+                (TakeSMs, self._take_sms),
             ]
         )
 
@@ -82,6 +90,36 @@ class WorkerScheduler(Scheduler):
         if not self.server_args.disable_cuda_graph:
             type(self).enter("capturing graphs")
         super().init_all_cuda_graphs()
+
+    def init_running_status(self) -> None:
+        super().init_running_status()
+        if self.ps.tp_size > 1:
+            self.token_to_kv_pool_allocator.agree = self.agree
+            self.req_to_token_pool.agree = self.agree
+
+    def agree(self, count: int) -> int:
+        """The smallest count of all ranks; all call it at the same point."""
+        if self.ps.tp_size == 1:
+            return count
+        counts = torch.tensor([count])
+        torch.distributed.all_reduce(counts, ReduceOp.MIN, self.tp_cpu_group)
+        return int(counts.item())
+
+    def _watch_share(self) -> None:
+        if self.green is not None:
+            self.green.attach(self)
+        from sglang.semi_pd.workers.share_watch import ShareWatch
+
+        device = torch.device(self.spec.device)
+        visible = torch.cuda.get_device_properties(device).multi_processor_count
+        sms = visible if self.green is None else self.green.sms
+        self.share_watch = ShareWatch(device, self.spec.share_path, sms)
+
+    def _take_sms(self, message: TakeSMs) -> None:
+        assert self.green is not None, "sent to workers with green contexts only"
+        cpu_us = self.green.take(self, message.allocation)
+        assert self.share_watch is not None
+        self.share_watch.note_split(message.serial, self.green.sms, cpu_us)
 
     def _end_soon(self, *_: object) -> None:
         self.gracefully_exit = True
@@ -94,6 +132,8 @@ class WorkerScheduler(Scheduler):
         super().process_input_requests(recv_reqs)
         if self._leave is not None and self.may_leave():
             self._leave_now(self._leave)
+        if self.share_watch is not None:
+            self.share_watch.look(self.forward_stream, self.forward_ct)
         if self.gracefully_exit and self.is_fully_idle():
             self.return_unused()
             self.on_end()
@@ -113,7 +153,6 @@ class WorkerScheduler(Scheduler):
     def _leave_now(self, message: Leave) -> None:
         self._finish_iteration()
         unfinished = self.give_all(message.successor)
-        self.memory.table.retire_worker(self.memory.manifest.slot)
         self.on_end()
         outputs = self.ipc_channels.send_to_detokenizer
         outputs.send_output(HasLeft(self.spec.role, self.spec.generation, unfinished))

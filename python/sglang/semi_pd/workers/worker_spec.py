@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sglang.semi_pd.utils import InstanceRole
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.sm_allocation import SMAllocation
     from sglang.srt.server_args import PortArgs, ServerArgs
 
 
@@ -24,7 +25,10 @@ class WorkerSpec:
         environment: the whole environment the process is to have.
         cores: CPU cores it may use; empty means all of them.
         percentage: its share of the SMs.
+        split: the split it begins with where a worker can change its SMs while it
+            runs, by green contexts; None elsewhere.
         pool_bytes: size of the KV cache, None where the model decides.
+        has_prefix_cache: whether finished sequences are kept for prompts that begin so.
     """
 
     role: InstanceRole
@@ -38,7 +42,9 @@ class WorkerSpec:
     environment: dict[str, str]
     cores: frozenset[int]
     percentage: int
+    split: SMAllocation | None
     pool_bytes: int | None
+    has_prefix_cache: bool
 
     @property
     def title(self) -> str:
@@ -69,9 +75,20 @@ class WorkerSpec:
         return self.run_directory / name
 
     @property
+    def share_path(self) -> Path:
+        """The file in which this worker reports its share of the SMs."""
+        name = f"share-{self.role.value}-{self.generation}-{self.tp_rank}"
+        return self.run_directory / name
+
+    @property
     def handover_address(self) -> str:
         """Where this generation's decode worker receives handovers."""
         return handover_address(self.run_directory, self.generation)
+
+    @property
+    def give_back_address(self) -> str:
+        """Where this generation's prefill worker gets requests back."""
+        return give_back_address(self.run_directory, self.generation)
 
 
 def input_address(run_directory: Path, role: InstanceRole, generation: int) -> str:
@@ -82,6 +99,11 @@ def input_address(run_directory: Path, role: InstanceRole, generation: int) -> s
 def handover_address(run_directory: Path, generation: int) -> str:
     """ZeroMQ address on which decode worker ``generation`` receives handovers."""
     return f"ipc://{run_directory}/handover-{generation}"
+
+
+def give_back_address(run_directory: Path, generation: int) -> str:
+    """ZeroMQ address on which prefill worker ``generation`` gets requests back."""
+    return f"ipc://{run_directory}/give-back-{generation}"
 
 
 def load_snapshot_path(run_directory: Path, role: InstanceRole) -> str:

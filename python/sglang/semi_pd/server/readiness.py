@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a new request would be served, and if not, why.
+
+One object of an instance's main process, which any part may close and open again. The
+instance is ready while no cause holds it closed. That SGLang itself is still starting
+is not one of them: its own ``/health`` says so, and its first request must be let in.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Cause(Enum):
+    """Who holds an instance closed; each one opens only what it closed itself."""
+
+    DRAINING = "draining"
+    RECOVERING = "recovering"
+
+
+class Readiness:
+    """Closed for some causes, or ready; safe to use from any thread.
+
+    Attributes:
+        under_way: requests that were let in and are not answered in full. Only the
+            event loop of the HTTP server changes it.
+    """
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self._closed: dict[Cause, str] = {}
+
+    def close(self, cause: Cause, why: str) -> None:
+        """Let no new request in. ``why``: one line, for the client that is refused."""
+        self._closed[cause] = why
+
+    def open(self, cause: Cause) -> None:
+        """This cause is over; others may still hold the instance closed."""
+        self._closed.pop(cause, None)
+
+    @property
+    def why_not(self) -> str | None:
+        """The line of the first cause that still holds, None while ready."""
+        return next(iter(self._closed.copy().values()), None)
+
+    def as_status(self) -> dict[str, object]:
+        """As plain values."""
+        closed = {cause.value: why for cause, why in self._closed.copy().items()}
+        return {
+            "is_ready": not closed,
+            "closed_by": closed,
+            "requests_under_way": self.under_way,
+        }

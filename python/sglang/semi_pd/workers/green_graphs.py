@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode graphs for green streams: one set for each run of SM units.
+
+A CUDA graph runs on the SMs of the stream that it was captured on, whichever stream it
+is launched into. SGLang's runner captures and replays one set; here it captures several
+and is given the one that is to be replayed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.semi_pd.partition.green_context import GreenContextError
+from sglang.semi_pd.partition.sm_ranges import SMRange
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.runner.decode_cuda_graph_runner import (
+        DecodeCudaGraphRunner,
+    )
+
+logger = logging.getLogger(__name__)
+
+ATTENTION_BACKENDS = ("FlashAttentionBackend", "TritonAttnBackend")
+"""Those that capture into buffers which all graphs of a batch size may share."""
+
+WIDEST_STEP = 0.8
+"""A size is left out if it is more than this part of the next one that is kept."""
+
+
+class GraphSets:
+    """The decode graphs of one worker.
+
+    Args:
+        streams: those that may be in use, by their units.
+        units: those in use first.
+    """
+
+    def __init__(
+        self, streams: dict[SMRange, torch.cuda.ExternalStream], units: SMRange
+    ) -> None:
+        self._streams, self._units = streams, units
+        self._runner: DecodeCudaGraphRunner | None = None
+        self._sets: dict[SMRange, tuple[dict[Any, Any], dict[Any, Any]]] = {}
+        self._capturing: torch.cuda.ExternalStream | None = None
+
+    def hooks(self) -> dict[str, Callable[..., Any]]:
+        """What wraps SGLang's capture, by dotted name."""
+        return {
+            "sglang.srt.model_executor.runner.decode_cuda_graph_runner"
+            ".DecodeCudaGraphRunner.capture": self._capture_all,
+            "sglang.srt.distributed.parallel_state.graph_capture": self._on_green,
+        }
+
+    def use(self, units: SMRange) -> None:
+        """Replay the graphs of these units from now on."""
+        self._units = units
+        if self._runner is not None:
+            backend = self._runner.backend
+            backend._graphs, backend._outputs = self._sets[units]
+
+    def _capture_all(
+        self, original: Callable[..., None], runner: DecodeCudaGraphRunner
+    ) -> None:
+        from sglang.srt.model_executor.runner_backend.full_cuda_graph_backend import (
+            FullCudaGraphBackend,
+        )
+
+        if type(runner.backend) is not FullCudaGraphBackend:
+            raise _error(
+                "the decode graphs are not of SGLang's kind 'full'",
+                "drop --cuda-graph-backend-decode",
+            )
+        attention = type(runner.attn_backend).__name__
+        if attention not in ATTENTION_BACKENDS:
+            raise _error(
+                f"{attention} keeps one state for each batch size, whatever the SMs",
+                "choose --attention-backend fa3 or triton",
+            )
+        began = time.monotonic()
+        free = torch.cuda.mem_get_info()[0]
+        runner.capture_bs = without_near_sizes(runner.capture_bs)
+        self._runner = runner
+        for units, stream in self._streams.items():
+            self._sets[units] = {}, {}
+            self.use(units)
+            self._capturing = stream
+            original(runner)
+        self._capturing = None
+        self.use(self._units)
+        logger.info(
+            "Decode graphs: %d batch sizes, %d sets of SMs, %.1f s, %.2f GB",
+            len(runner.capture_bs),
+            len(self._sets),
+            time.monotonic() - began,
+            (free - torch.cuda.mem_get_info()[0]) / 1e9,
+        )
+
+    def _on_green(
+        self, original: Callable[..., AbstractContextManager[Any]], stream: Any = None
+    ) -> AbstractContextManager[Any]:
+        return original(stream=stream or self._capturing)
+
+
+def _error(why: str, mend: str) -> GreenContextError:
+    return GreenContextError(
+        "Green contexts cannot be used",
+        why=why,
+        mend=f"{mend}, or use --sm-partition-backend mps",
+    )
+
+
+def without_near_sizes(sizes: list[int]) -> list[int]:
+    """Fewer batch sizes to capture: the largest, and below it in steps of a fifth.
+
+    A batch is padded to the next size; up to a quarter more rows cost a decode step
+    little, as it reads the weights once whatever their number.
+    """
+    kept: list[int] = []
+    for size in sorted(sizes, reverse=True):
+        if not kept or size <= WIDEST_STEP * kept[-1]:
+            kept.append(size)
+    return kept[::-1]

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefill's side of the prefix cache: requests that are lent, and that come back.
+
+The radix tree is upstream's. A request that is handed over keeps its prefix locked in
+the tree, as a running request of upstream does, until decode gives it back: then
+upstream's own code inserts the whole sequence, frees duplicates and unlocks.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from typing import TYPE_CHECKING
+
+from sglang.semi_pd.utils import row_label
+from sglang.semi_pd.workers import prefix_tree
+from sglang.semi_pd.workers.handover import find_row
+from sglang.semi_pd.workers.messages import GiveBack, Loan
+from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
+from sglang.srt.mem_cache.common import release_kv_cache
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.memory.block_table import BlockTable
+    from sglang.semi_pd.resident.shared_pools import SharedReqToTokenPool
+    from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+
+logger = logging.getLogger(__name__)
+
+
+class Lender:
+    """Requests that decode runs and whose prefix this worker keeps locked."""
+
+    def __init__(
+        self,
+        tree: BasePrefixCache,
+        rows: SharedReqToTokenPool,
+        table: BlockTable,
+        generation: int,
+    ) -> None:
+        self._tree, self._rows, self._table = tree, rows, table
+        self._generation = generation
+        self._lent: dict[int, Req] = {}
+
+    @property
+    def loans(self) -> int:
+        """Requests that decode has not given back."""
+        return len(self._lent)
+
+    @property
+    def lends(self) -> bool:
+        """Whether there is a prefix cache to lend from."""
+        return self._tree.is_tree_cache()
+
+    def lend(self, req: Req, loan: Loan) -> None:
+        """Keep ``req``, which was handed over, until it comes back."""
+        req.semi_pd_request = None
+        if self.lends:
+            self._lent[loan.number] = req
+
+    def take_back(self, message: GiveBack) -> None:
+        """Put a sequence into the tree and let go of what was locked for it."""
+        req = self._borrower(message)
+        if not message.has_row:
+            if req is not None and req.last_node is not None:
+                self._tree.dec_lock_ref(req.last_node)
+            return
+        row = find_row(
+            self._table, row_label(message.rid, message.loan.number), lambda: None
+        )
+        is_known = req is not None
+        if req is None:
+            req = _newly_made(message)
+        self._rows.take_over(req, row)
+        req.kv = ReqKvInfo(
+            kv_allocated_len=message.allocated_tokens, swa_evicted_seqlen=0
+        )
+        req.output_ids = array("q", message.output_ids)
+        req.kv_committed_len = message.committed_tokens
+        req.reasoning_tokens = message.reasoning_tokens
+        if not is_known:
+            req.cache_protected_len = prefix_tree.tokens_already_there(
+                self._tree, req, self._rows.req_to_token[row]
+            )
+        release_kv_cache(req, self._tree)
+
+    def _borrower(self, message: GiveBack) -> Req | None:
+        """The request as it was lent; None if this worker did not lend it."""
+        if message.loan.lender != self._generation:
+            return None
+        return self._lent.pop(message.loan.number, None)
+
+
+def _newly_made(message: GiveBack) -> Req:
+    """A request that ends here and that another prefill worker began."""
+    sequence = message.sequence
+    if sequence is None:
+        logger.warning("%s came back without its tokens: not cached", message.rid)
+    req = Req(
+        message.rid,
+        "",
+        array("q", sequence.input_ids if sequence else []),
+        SamplingParams(),
+        extra_key=sequence.extra_key if sequence else None,
+        priority=sequence.priority if sequence else None,
+    )
+    req.skip_radix_cache_insert = sequence is None
+    return req

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prefix cache as data: what a radix tree holds, and putting it into another.
+
+A successor of the prefill worker starts with an empty tree and owns the pages of its
+predecessor's. After both workers died, what the rows of the dead held can be kept.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
+from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey, TreeNode
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+
+Slots = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedPath:
+    """One path from the root of a tree to a leaf.
+
+    Attributes:
+        token_ids: all tokens of the path.
+        slots: their KV slots, int64, shape (len(token_ids),).
+        extra_key: the namespace of the path.
+        priority: of its leaf.
+    """
+
+    token_ids: list[int]
+    slots: Slots
+    extra_key: str | None
+    priority: int
+
+
+def export_paths(tree: RadixCache) -> list[CachedPath]:
+    """Every path of ``tree``, the least recently used first.
+
+    Waits for the device: the slots are copied from there.
+    """
+    leaves: list[tuple[float, CachedPath]] = []
+    stack: list[tuple[TreeNode, list[TreeNode]]] = [(tree.root_node, [])]
+    while stack:
+        node, above = stack.pop()
+        path = [*above, node] if node is not tree.root_node else above
+        if path and not node.children:
+            leaves.append((node.last_access_time, _path(path)))
+        stack.extend((child, path) for child in node.children.values())
+    return [path for _, path in sorted(leaves, key=lambda leaf: leaf[0])]
+
+
+def import_paths(tree: RadixCache, paths: Iterable[CachedPath]) -> int:
+    """Put paths into ``tree``; returns how many tokens are new to it.
+
+    The pages must be the worker's whose tree it is. Paths that begin alike, as exported
+    ones do, share their pages; of two sequences that only say the same, the first stays
+    and the pages of the second are the caller's to free (``insert_kept``).
+    """
+    added = 0
+    for path in paths:
+        slots = torch.from_numpy(path.slots).to(tree.device)
+        key = RadixKey(array("q", path.token_ids), path.extra_key)
+        before = tree.insert(
+            InsertParams(key=key, value=slots, priority=path.priority)
+        ).prefix_len
+        added += len(path.token_ids) // tree.page_size * tree.page_size - before
+    return added
+
+
+def insert_kept(tree: RadixCache, path: CachedPath) -> Slots:
+    """Put a kept sequence into ``tree``; returns the slots that it has no use for.
+
+    These are the tail that does not fill a page, and what the tree has in other slots
+    already. The caller owns the pages of all slots, and frees those returned.
+    """
+    page_size = tree.page_size
+    full = len(path.token_ids) // page_size * page_size
+    key = RadixKey(array("q", path.token_ids), path.extra_key)
+    result = tree.insert(
+        InsertParams(
+            key=key,
+            value=torch.from_numpy(path.slots).to(tree.device),
+            priority=path.priority,
+        )
+    )
+    there = tree.match_prefix(MatchPrefixParams(key=key)).device_indices
+    known = there[: result.prefix_len].cpu().numpy()
+    mine = path.slots[: result.prefix_len]
+    return np.concatenate((mine[mine != known], path.slots[full:]))
+
+
+def tokens_already_there(tree: BasePrefixCache, req: Req, row: torch.Tensor) -> int:
+    """Tokens at the start of a request's row whose slots the tree has as its own.
+
+    ``row`` (int32 or int64, 1-D): the slots of the request, on the tree's device.
+    """
+    tokens = (req.origin_input_ids + req.output_ids)[: req.kv_committed_len]
+    found = tree.match_prefix(
+        MatchPrefixParams(key=RadixKey(tokens, req.extra_key))
+    ).device_indices
+    same = (found == row[: len(found)]).cpu().numpy()
+    return len(same) if same.all() else int(same.argmin())
+
+
+def _path(nodes: list[TreeNode]) -> CachedPath:
+    tokens: list[int] = []
+    for node in nodes:
+        tokens.extend(node.key.raw_token_ids())
+    slots = torch.cat([node.value for node in nodes]).cpu().numpy()
+    leaf = nodes[-1]
+    return CachedPath(
+        token_ids=tokens,
+        slots=slots.astype(np.int64),
+        extra_key=leaf.key.extra_key,
+        priority=leaf.priority,
+    )

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prefix cache outlives the prefill worker that keeps it.
+
+A worker that leaves gives its successor the pages and says what is in them. Of workers
+that died, what running requests had written is kept: their prompts and tokens go into
+the new tree, so that they go on after computing no more than the last of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from sglang.semi_pd.utils import InstanceRole, label_rid_hash, rid_hash
+from sglang.semi_pd.workers.handover import flush, socket_of
+from sglang.semi_pd.workers.leased_allocator import pages_of
+from sglang.semi_pd.workers.messages import Heritage, Recover, Resume
+from sglang.semi_pd.workers.prefix_tree import CachedPath, export_paths, import_paths
+from sglang.semi_pd.workers.worker_spec import give_back_address
+from sglang.srt.managers.io_struct import sock_send
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.memory.block_table import BlockTable
+    from sglang.semi_pd.memory.id_pool import Ids
+    from sglang.semi_pd.resident.shared_pools import SharedReqToTokenPool
+    from sglang.semi_pd.workers.worker_spec import WorkerSpec
+    from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+
+logger = logging.getLogger(__name__)
+
+
+def bequeath(
+    spec: WorkerSpec, successor: int, tree: BasePrefixCache, table: BlockTable
+) -> None:
+    """Give the next prefill worker all pages, and tell it what the tree says of them.
+
+    Every rank gives its own; the first one speaks.
+    """
+    paths = export_paths(tree) if tree.is_tree_cache() else []
+    table.inherit(_slot(table), table.slot_of(InstanceRole.PREFILL, successor))
+    if paths and spec.tp_rank == 0:
+        socket = socket_of(give_back_address(spec.run_directory, successor))
+        sock_send(socket, Heritage(paths))
+        flush(socket)
+
+
+def keep_paths(
+    tree: BasePrefixCache, paths: Iterable[CachedPath], pages: Ids, table: BlockTable
+) -> None:
+    """Put sequences into the tree; free those of ``pages`` that it has no use for.
+
+    Args:
+        paths: in pages of this worker.
+        pages: int64, shape (n,); some may be others' and are left alone.
+    """
+    import_paths(tree, paths)
+    in_tree = _pages(export_paths(tree), table)
+    mine = pages[table.page_owners()[pages] == _slot(table)]
+    table.give_pages(np.setdiff1d(mine, in_tree))
+
+
+def inherit(message: Heritage, tree: BasePrefixCache, table: BlockTable) -> None:
+    """Have the predecessor's prefix cache, beside what came in meanwhile."""
+    keep_paths(tree, message.paths, _pages(message.paths, table), table)
+
+
+def recover(
+    message: Recover,
+    table: BlockTable,
+    tree: BasePrefixCache,
+    rows: SharedReqToTokenPool,
+) -> None:
+    """Keep the KV of running requests of dead workers; free all else they had."""
+    dead = table.slots_of(message.generations)
+    paths = (
+        _paths_of(message.running, dead, table, rows) if tree.is_tree_cache() else []
+    )
+    pages = _pages(paths, table)
+    owners = table.page_owners()[pages]
+    for slot in dead:
+        keep = pages[owners == slot]
+        report = table.reclaim(slot, keep_pages=keep, new_owner=_slot(table))
+        logger.info("Recovered from a dead worker: %s", report)
+    owners = table.page_owners()
+    whole = [
+        path for path in paths if (owners[_pages([path], table)] == _slot(table)).all()
+    ]
+    if paths:
+        keep_paths(tree, whole, pages, table)
+
+
+def _paths_of(
+    running: list[Resume],
+    slots: list[int],
+    table: BlockTable,
+    rows: SharedReqToTokenPool,
+) -> list[CachedPath]:
+    """What the rows of dead workers hold of requests that go on."""
+    row_of = {
+        label_rid_hash(found.label): found.row
+        for slot in slots
+        for found in table.labelled_rows(slot)
+    }
+    known = [(row_of.get(rid_hash(one.request.rid)), one) for one in running]
+    return [
+        _path(one, row, rows)
+        for row, one in known
+        if row is not None and one.output_ids
+    ]
+
+
+def _pages(paths: Iterable[CachedPath], table: BlockTable) -> Ids:
+    """The pages that paths lie in, ascending."""
+    slots = [path.slots for path in paths]
+    together = np.concatenate(slots) if slots else np.empty(0, np.int64)
+    return pages_of(torch.from_numpy(together), table.layout.page_size)
+
+
+def _slot(table: BlockTable) -> int:
+    assert table.lease is not None, "a worker has a lease"
+    return table.lease.slot
+
+
+def _path(resume: Resume, row: int, rows: SharedReqToTokenPool) -> CachedPath:
+    """What a request's row holds of the tokens that its client has.
+
+    The client has the last of them, so the forward that wrote the KV of all before it
+    has finished.
+    """
+    tokens = [*resume.request.input_ids, *resume.output_ids][:-1]
+    slots = rows.req_to_token[row, : len(tokens)].cpu().numpy().astype(np.int64)
+    return CachedPath(
+        token_ids=tokens,
+        slots=slots,
+        extra_key=resume.request.extra_key,
+        priority=0,
+    )

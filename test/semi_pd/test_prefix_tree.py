@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lending, giving back, and moving the prefix cache, with SGLang's own radix tree."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from sglang.semi_pd.memory.block_table import Answer, BlockTable
+from sglang.semi_pd.utils import InstanceRole, row_label
+from table_processes import assert_in_order, worker
+
+pytestmark = pytest.mark.upstream
+
+PAGES, ROWS, PAGE = 64, 8, 4
+
+
+@dataclass
+class Worker:
+    """One worker's pools over the shared table, on the CPU."""
+
+    table: BlockTable
+    allocator: Any
+    rows: Any
+    tree: Any
+
+    @classmethod
+    def make(cls, table, req_to_token, role) -> Worker:
+        import torch
+        from sglang.semi_pd.resident.shared_pools import SharedReqToTokenPool
+        from sglang.semi_pd.workers.borrowing_cache import BorrowingCache
+        from sglang.semi_pd.workers.leased_allocator import LeasedAllocator
+        from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+        from sglang.srt.mem_cache.radix_cache import RadixCache
+
+        mine = worker(table, role)
+        allocator = LeasedAllocator(
+            mine,
+            size=PAGES * PAGE,
+            page_size=PAGE,
+            dtype=torch.float32,
+            device="cpu",
+            kvcache=None,
+        )
+        rows = SharedReqToTokenPool(req_to_token, mine)
+        params = CacheInitParams(
+            disable=False,
+            req_to_token_pool=rows,
+            token_to_kv_pool_allocator=allocator,
+            page_size=PAGE,
+        )
+        is_prefill = role is InstanceRole.PREFILL
+        tree = RadixCache(params) if is_prefill else BorrowingCache(params, mine, 1)
+        return cls(mine, allocator, rows, tree)
+
+    @property
+    def cached(self) -> int:
+        """Tokens in the tree that no request locks."""
+        return self.tree.evictable_size()
+
+
+class Pair:
+    """A prefill and a decode worker; a request goes there and comes back."""
+
+    def __init__(self) -> None:
+        import torch
+        from sglang.semi_pd.workers.lender import Lender
+
+        self.table = BlockTable.create(num_pages=PAGES, num_rows=ROWS, page_size=PAGE)
+        self.req_to_token = torch.zeros((ROWS + 1, 128), dtype=torch.int32)
+        self.prefill = Worker.make(self.table, self.req_to_token, InstanceRole.PREFILL)
+        self.decode = Worker.make(self.table, self.req_to_token, InstanceRole.DECODE)
+        self.lender = Lender(
+            self.prefill.tree, self.prefill.rows, self.prefill.table, 1
+        )
+        self.sent: list = []
+        self.decode.tree.send = self.sent.append
+        self.number = 0
+
+    def compute(self, tokens: list[int], rid: str = "r"):
+        """What upstream's prefill does to a request, up to its last chunk."""
+        import torch
+        from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
+        from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+        from sglang.srt.sampling.sampling_params import SamplingParams
+
+        req = Req(rid, "", array("q", tokens), SamplingParams())
+        req.init_next_round_input(self.prefill.tree)
+        self.prefill.tree.inc_lock_ref(req.last_node)
+        self.prefill.rows.alloc([req])
+        found = len(req.prefix_indices)
+        missing = -(-(len(tokens) - found) // PAGE) * PAGE
+        available = self.prefill.allocator.available_size()
+        if available < missing:
+            self.prefill.tree.evict(EvictParams(num_tokens=missing - available))
+        new = self.prefill.allocator.alloc(missing)
+        assert new is not None, "what was evicted must be there"
+        row = self.req_to_token[req.req_pool_idx]
+        row[: len(tokens)] = torch.cat((req.prefix_indices, new))[: len(tokens)]
+        req.kv = ReqKvInfo(kv_allocated_len=len(tokens), swa_evicted_seqlen=0)
+        req.kv_committed_len = len(tokens)
+        req.set_extend_range(found, len(tokens))
+        self.prefill.tree.cache_unfinished_req(req)
+        return req
+
+    def hand_over(self, req):
+        """As ``HandoverSender`` and ``adopt`` do; returns decode's request."""
+        from sglang.semi_pd.workers.borrowing_cache import Borrowed
+        from sglang.semi_pd.workers.leased_allocator import pages_of
+        from sglang.semi_pd.workers.messages import Loan
+        from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
+
+        shared, committed = req.cache_protected_len, req.kv_committed_len
+        loan = Loan(self.number, 1, shared)
+        self.number += 1
+        slots = self.req_to_token[req.req_pool_idx, :committed]
+        slot = self.decode.table.lease.slot
+        self.prefill.table.share_pages(pages_of(slots[:shared], PAGE), slot)
+        self.prefill.table.move_pages(pages_of(slots[shared:], PAGE), slot)
+        row = self.prefill.rows.give_up(req)
+        self.prefill.table.move_row(row, slot, row_label(req.rid, loan.number))
+        req.kv = None
+        self.lender.lend(req, loan)
+        there = Req(req.rid, "", req.origin_input_ids, req.sampling_params)
+        there.req_pool_idx, there.kv_committed_len = row, committed
+        there.kv = ReqKvInfo(kv_allocated_len=committed, swa_evicted_seqlen=0)
+        there.semi_pd_borrowed = Borrowed(loan)
+        return there
+
+    def generate(self, req, tokens: list[int]) -> None:
+        """Decode writes tokens; the last one has no KV."""
+        import torch
+
+        for token in tokens:
+            req.output_ids.append(token)
+        grown = len(req.origin_input_ids) + len(tokens) - 1
+        have = -(-req.kv_committed_len // PAGE) * PAGE
+        row = self.req_to_token[req.req_pool_idx]
+        last_page = int(row[req.kv_committed_len - 1]) // PAGE * PAGE
+        for place in range(req.kv_committed_len, min(grown, have)):
+            row[place] = last_page + place % PAGE
+        if grown > have:
+            new = self.decode.allocator.alloc(-(-(grown - have) // PAGE) * PAGE)
+            row[have:grown] = new[: grown - have].to(torch.int32)
+        req.kv_committed_len = req.kv.kv_allocated_len = grown
+
+    def end(self, req, *, is_insert: bool = True) -> None:
+        """Decode ends or puts aside a request; prefill hears of it."""
+        from sglang.srt.mem_cache.chunk_cache import ChunkCache
+
+        assert isinstance(self.decode.tree, ChunkCache)
+        self.decode.tree.cache_finished_req(
+            req, is_insert, kv_len_to_handle=req.kv_committed_len
+        )
+        if req.req_pool_idx is not None:
+            self.decode.rows.free(req)
+            req.kv = None
+        self.decode.tree.give_back()
+        while self.sent:
+            self.lender.take_back(self.sent.pop(0))
+
+    def settle(self) -> int:
+        """Give back what is unused; returns the pages still owned."""
+        for one in (self.prefill, self.decode):
+            one.allocator.return_unused()
+            one.rows.return_unused()
+        assert_in_order(self.table)
+        return PAGES - self.table.usage().pages_free
+
+
+@pytest.fixture
+def pair(no_published_args):
+    return Pair()
+
+
+@pytest.fixture
+def no_published_args(monkeypatch):
+    """Upstream asks the server's arguments when a request is released."""
+    from types import SimpleNamespace
+
+    from sglang.srt.mem_cache import common
+
+    monkeypatch.setattr(
+        common, "get_spec", lambda: SimpleNamespace(speculative_algorithm=None)
+    )
+    quiet = SimpleNamespace(strip_thinking_cache=False)
+    monkeypatch.setattr(common, "get_serving", lambda: quiet)
+    from sglang.srt.managers import schedule_batch
+
+    monkeypatch.setattr(schedule_batch, "get_serving", lambda: quiet)
+
+
+def turn(pair: Pair, prompt: list[int], answer: list[int]) -> int:
+    """One request there and back; returns the cached tokens of its prompt."""
+    req = pair.compute(prompt)
+    cached = len(req.prefix_indices) - req.extend_range.length
+    del cached
+    found = req.extend_range.start
+    there = pair.hand_over(req)
+    pair.generate(there, answer)
+    pair.end(there)
+    return found
+
+
+def test_the_second_turn_hits_prompt_and_answer(pair):
+    first, answer = list(range(10, 20)), list(range(50, 59))
+    assert turn(pair, first, answer) == 0
+    assert pair.lender.loans == 0
+    # 18 tokens have their KV: 4 full pages are cached, the tail is free again.
+    assert pair.prefill.cached == 16
+    assert pair.settle() == 4
+    assert turn(pair, [*first, *answer, 7, 8], [9, 9]) == 16
+    assert pair.settle() * PAGE == pair.prefill.cached
+    assert pair.table.usage().borrows == 0
+
+
+def test_lent_pages_are_borrowed_and_not_evicted(pair):
+    from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+
+    there = pair.hand_over(pair.compute(list(range(10))))
+    assert pair.table.usage().borrows == 2
+    assert pair.prefill.cached == 0
+    pair.prefill.tree.evict(EvictParams(num_tokens=100))
+    pair.generate(there, [1, 2])
+    pair.end(there)
+    assert pair.prefill.cached == 8
+
+
+def test_two_that_say_the_same_are_kept_once(pair):
+    tokens = list(range(12))
+    both = [pair.hand_over(pair.compute(tokens, rid)) for rid in "ab"]
+    for there in both:
+        pair.generate(there, [1, 2, 3, 4, 5])
+    for there in both:
+        pair.end(there)
+    assert pair.prefill.cached == 16
+    assert pair.settle() == 4
+
+
+def test_put_aside_and_resumed(pair):
+    """Its lock is let go; when it ends later, all its tokens are cached."""
+    tokens = list(range(12))
+    there = pair.hand_over(pair.compute(tokens))
+    pair.generate(there, [1, 2, 3])
+    pair.end(there, is_insert=False)
+    assert pair.lender.loans == 0
+    assert pair.table.usage().borrows == 0
+    assert pair.prefill.cached == 12  # the prompt may be evicted now
+    from sglang.srt.managers.schedule_batch import ReqKvInfo
+
+    pair.decode.rows.alloc([there])
+    new = pair.decode.allocator.alloc(16)
+    pair.req_to_token[there.req_pool_idx, :16] = new.int()
+    there.kv_committed_len = 14
+    there.kv = ReqKvInfo(kv_allocated_len=14, swa_evicted_seqlen=0)
+    pair.generate(there, [4, 5, 6])
+    pair.end(there)
+    assert pair.prefill.cached == 16
+    assert pair.settle() == 4
+
+
+def test_a_lender_that_died_leaves_its_pages_to_the_borrower(pair):
+    """The successor has an empty tree; the sequence that comes back fills it."""
+    from sglang.semi_pd.workers.lender import Lender
+
+    tokens = list(range(12))
+    there = pair.hand_over(pair.compute(tokens))
+    pair.table.reclaim(pair.prefill.table.lease.slot)
+    successor = Worker.make(pair.table, pair.req_to_token, InstanceRole.PREFILL)
+    pair.prefill = successor
+    pair.lender = Lender(successor.tree, successor.rows, successor.table, 2)
+    pair.decode.tree.lender = 2
+    pair.generate(there, [1, 2, 3, 4, 5])
+    pair.end(there)
+    assert successor.cached == 16
+    assert pair.settle() == 4
+    assert turn(pair, [*tokens, 1, 2, 3, 4, 5], [6, 6]) == 16
+
+
+def test_a_successor_inherits_tree_and_loans(pair):
+    """Planned: pages move by ``inherit``, the tree as paths; loans come back later."""
+    from sglang.semi_pd.workers.lender import Lender
+    from sglang.semi_pd.workers.prefix_tree import export_paths, import_paths
+
+    turn(pair, list(range(12)), [1, 2, 3, 4, 5])
+    turn(pair, [*range(12), 9, 9, 9, 9], [1, 2, 3, 4, 5])
+    there = pair.hand_over(pair.compute(list(range(100, 110))))
+    paths = export_paths(pair.prefill.tree)
+    old = pair.prefill
+    old.allocator.return_unused()
+    old.rows.return_unused()
+    successor = Worker.make(pair.table, pair.req_to_token, InstanceRole.PREFILL)
+    pair.table.inherit(old.table.lease.slot, successor.table.lease.slot)
+    added = import_paths(successor.tree, paths)
+    assert added == old.tree.total_size() == successor.tree.total_size()
+    pair.prefill = successor
+    pair.lender = Lender(successor.tree, successor.rows, successor.table, 2)
+    pair.decode.tree.lender = 2
+    pair.decode.tree._to_slot = None
+    pair.generate(there, [1, 2, 3])
+    pair.end(there)
+    assert pair.settle() * PAGE == successor.tree.total_size() == successor.cached
+    assert turn(pair, [*range(12), 9, 9, 9, 9, 1, 2], [1, 1]) == 16
+
+
+def test_kept_kv_is_inserted(pair):
+    """After both workers died: rows of the dead fill a new tree."""
+    from sglang.semi_pd.workers.leased_allocator import pages_of
+    from sglang.semi_pd.workers.prefix_tree import CachedPath, insert_kept
+
+    there = pair.hand_over(pair.compute(list(range(10)), "kept"))
+    pair.generate(there, [1, 2, 3, 4])
+    dead = pair.decode.table.lease.slot
+    (found,) = pair.table.labelled_rows(dead)
+    assert found.label == row_label("kept", 0)
+    slots = pair.req_to_token[found.row, :13].numpy().astype(np.int64)
+    pair.table.reclaim(pair.prefill.table.lease.slot)
+    heir = Worker.make(pair.table, pair.req_to_token, InstanceRole.PREFILL)
+    pair.decode.table.claim(pages_of(pair.req_to_token[found.row, :8], PAGE))
+    pages = pages_of(pair.req_to_token[found.row, :13], PAGE)
+    pair.table.reclaim(dead, pages, None, heir.table.lease.slot)
+    path = CachedPath(
+        token_ids=[*range(10), 1, 2, 3], slots=slots, extra_key=None, priority=0
+    )
+    import torch
+
+    for unused in (insert_kept(heir.tree, path), insert_kept(heir.tree, path)):
+        # The tail of the first; the second has nothing but its tail that is not there.
+        assert unused.tolist() == slots[12:].tolist()
+    heir.allocator.free(torch.from_numpy(slots[12:]))
+    heir.allocator.return_unused()
+    assert PAGES - pair.table.usage().pages_free == 3
+    assert heir.cached == 12
+
+
+def test_what_is_evicted_is_there_for_its_allocation(pair):
+    """Even if the other worker has everything else reserved."""
+    pair.table.set_reserve(pair.decode.table.lease.slot, PAGES // 2)
+    for first in range(0, 2000, 100):
+        turn(pair, list(range(first, first + 40)), [1, 2])
+    assert pair.settle() * PAGE == pair.prefill.cached
+    assert pair.table.usage().pages_free >= 0
+
+
+def test_promised_pages_are_not_taken_back(pair):
+    from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+
+    turn(pair, list(range(40)), [1, 2])
+    pair.settle()
+    allocator, table = pair.prefill.allocator, pair.prefill.table
+    with allocator.promising(lambda: table.publish_answer(Answer(1, is_busy=False))):
+        pair.prefill.tree.evict(EvictParams(num_tokens=40))
+    assert allocator._next_recyclable() is None
+    assert pair.decode.table.answer_of(table.lease.slot).sequence == 0
+    allocator.publish_retired()
+    assert pair.decode.table.answer_of(table.lease.slot).sequence == 1
+    assert pair.table.usage().pages_free == PAGES

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backend divides what, on a host without a GPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from sglang.semi_pd.errors import RotationError
+from sglang.semi_pd.partition.fixed_split import FixedSplit
+from sglang.semi_pd.partition.sm_partition import start_partition
+from sglang.semi_pd.sm_allocation import SMAllocation
+from sglang.semi_pd.utils import InstanceRole
+
+SPLIT = SMAllocation(50, 50)
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"),
+    [("auto", "green"), ("green", "green"), ("mps", "mps"), ("none", "none")],
+)
+def test_backend_of_a_cpu_host(tmp_path, asked, got):
+    partition = start_partition(asked, "cpu", tmp_path)
+    assert partition.name == got
+    cores = {role: partition.cores(role, SPLIT) for role in InstanceRole}
+    if got == "none":
+        assert not any(cores.values()), "all cores for everybody"
+        return
+    own = os.sched_getaffinity(0)
+    assert cores[InstanceRole.RESIDENT] == own
+    prefill, decode = cores[InstanceRole.PREFILL], cores[InstanceRole.DECODE]
+    assert prefill and decode
+    assert len(own) == 1 or not prefill & decode
+
+
+def test_a_split_that_is_fixed_says_why_it_does_not_move():
+    fixed = FixedSplit("nothing is divided", "use another partition backend")
+    assert not fixed.can_move
+    with pytest.raises(RotationError, match="nothing is divided"):
+        fixed.apply(SPLIT)
