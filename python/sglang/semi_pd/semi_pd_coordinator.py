@@ -21,7 +21,7 @@ from sglang.semi_pd.metrics_aggregator import MetricsAggregator
 from sglang.semi_pd.monitoring.history import History
 from sglang.semi_pd.monitoring.instance_view import InstanceView
 from sglang.semi_pd.partition.cpu_share import CoreSplit
-from sglang.semi_pd.partition.fixed_split import FixedSplit
+from sglang.semi_pd.partition.fixed_split import FixedSplit, SplitBeforeStart
 from sglang.semi_pd.partition.green_split import GreenSplit
 from sglang.semi_pd.partition.realised_share import (
     CoreMeter,
@@ -59,8 +59,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NOT_STARTED = FixedSplit("the server has not started", "wait until it serves")
-
 
 class SemiPDCoordinator:
     """One Semi-PD instance.
@@ -75,7 +73,7 @@ class SemiPDCoordinator:
         self.server_args = resolve(server_args)
         self.config = SemiPDConfig.from_server_args(self.server_args)
         self.rotation = ProcessRotationManager(
-            NOT_STARTED,
+            SplitBeforeStart(can_move=self._will_move()),
             SMAllocation(self.config.prefill_percent, self.config.decode_percent),
             allow_overlap=self.config.overlap_allowed,
         )
@@ -221,6 +219,10 @@ class SemiPDCoordinator:
         if self._table is None:
             return None
         return memory_usage.describe(self._table.usage(), self._block_bytes)
+
+    def _will_move(self) -> bool:
+        """Whether the split moves, should the backend turn out to be the best one."""
+        return self.config.partition_backend not in ("mps", "none")
 
     def _split_mechanism(self) -> SplitMechanism:
         if self._partition.name == "none":

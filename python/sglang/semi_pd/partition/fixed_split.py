@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A split that cannot be moved while the server serves."""
+"""A split that cannot be moved while the server serves, or not yet."""
 
 from __future__ import annotations
 
@@ -30,4 +30,27 @@ class FixedSplit:
             f"{allocation} is not in force",
             why=self._why,
             mend=self._mend,
+        )
+
+
+class SplitBeforeStart:
+    """Until the server has started, and tried what works on its GPU.
+
+    Args:
+        can_move: whether the split is going to move once it has.
+    """
+
+    def __init__(self, *, can_move: bool) -> None:
+        self.can_move = can_move
+
+    def apply(self, allocation: SMAllocation) -> None:
+        """Refuse.
+
+        Raises:
+            RotationError: always.
+        """
+        raise RotationError(
+            f"{allocation} is not in force",
+            why="the server has not started",
+            mend="wait until it serves",
         )
