@@ -80,11 +80,12 @@ def simulate_controlled(  # noqa: PLR0913 - three of them have defaults
     limits: ControlLimits | None = None,
     coefficients: SimulatorCoefficients | None = None,
     interval_s: float = 10.0,
+    window_s: float = 30.0,
 ) -> ControlledRun:
     """Serve the trace on one instance while the real controller moves its split."""
     coefficients = coefficients or SimulatorCoefficients()
     instance = InstanceSimulator(trace, coefficients, start)
-    plant = _Plant(instance, coefficients.request_overhead_s)
+    plant = _Plant(instance, coefficients.request_overhead_s, window_s)
     controller = SLOAwareResourceController(
         constraints,
         plant.collector,
@@ -103,7 +104,9 @@ def simulate_controlled(  # noqa: PLR0913 - three of them have defaults
 class _Plant:
     """The simulated instance as the controller's actuator and event source."""
 
-    def __init__(self, instance: InstanceSimulator, overhead_s: float) -> None:
+    def __init__(
+        self, instance: InstanceSimulator, overhead_s: float, window_s: float
+    ) -> None:
         self._instance = instance
         self._overhead_s = overhead_s
         self._arrivals_seen = 0
@@ -111,7 +114,11 @@ class _Plant:
         self._completions_seen = 0
         self.now_s = 0.0
         self.splits = [(0.0, instance.allocation)]
-        self.collector = SemiPDMetricsCollector(30.0, clock=lambda: self.now_s)
+        self.collector = SemiPDMetricsCollector(
+            window_s,
+            clock=lambda: self.now_s,
+            progress=lambda request_id: instance.tokens_so_far(int(request_id)),
+        )
 
     @property
     def current_allocation(self) -> SMAllocation:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from sglang.semi_pd.control.split_offer import SplitOffer, WorkerSpeeds
 from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.sm_allocation import SMAllocation
 
@@ -82,12 +84,26 @@ class SimulatorCoefficients:
             decode_beside_prefill=beside[1],
         )
 
+    def offers(self, allocations: Iterable[SMAllocation]) -> tuple[SplitOffer, ...]:
+        """Return the splits with their speeds, for the controller to choose from."""
+        return tuple(self._offer(allocation) for allocation in allocations)
+
+    def _offer(self, allocation: SMAllocation) -> SplitOffer:
+        factors = self.factors(allocation)
+        speeds = WorkerSpeeds(
+            prefill_beside=1 / factors.prefill_beside_decode,
+            prefill_alone=1 / factors.prefill_alone,
+            decode_beside=1 / factors.decode_beside_prefill,
+            decode_alone=1 / factors.decode_alone,
+        )
+        return SplitOffer(allocation, speeds)
+
     def _beside(self, allocation: SMAllocation) -> tuple[float, float]:
         """Interpolate the interference table.
 
         Step time is taken as 1 / normalised share (the paper's Eq. 1) times a
-        correction, and only the correction is interpolated, by inverse squared
-        distance: splits far from the table stay sensible.
+        correction, and only the correction is interpolated, by the inverse
+        fourth power of the distance: splits far from the table stay sensible.
         """
         shares = np.array([allocation.prefill_share, allocation.decode_share])
         if not self.interference:
@@ -97,7 +113,7 @@ class SimulatorCoefficients:
         corrections = factors * caps / np.maximum(100.0, caps.sum(axis=1))[:, None]
         here = (allocation.prefill_percentage, allocation.decode_percentage)
         distance2 = ((caps - here) ** 2).sum(axis=1)
-        weights = 1.0 / (distance2 + 1e-6)
+        weights = 1.0 / (distance2**2 + 1e-6)
         prefill, decode = (weights @ corrections) / weights.sum() / shares
         return float(prefill), float(decode)
 
