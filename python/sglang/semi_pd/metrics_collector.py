@@ -6,10 +6,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 import numpy as np
+from sglang.semi_pd.control.sliding_window import SlidingWindow, summarise
 from sglang.semi_pd.control.work_under_way import (
     DecodePace,
     PrefillBacklog,
@@ -17,7 +17,6 @@ from sglang.semi_pd.control.work_under_way import (
 )
 from sglang.semi_pd.slo_types import (
     PERCENTILES,
-    LatencySummary,
     MetricsSnapshot,
     SLOClass,
 )
@@ -28,29 +27,6 @@ _Phase = tuple[float, bool, int]
 
 # Rates of a window that has only begun are taken over at least this long, seconds.
 _SHORTEST_SPAN_S = 1.0
-
-
-class _Window:
-    """The newest (time, value) samples, in time order, at most ``cap`` of them.
-
-    Samples older than ``span_s`` leave as new ones come, so that adding one costs O(1)
-    amortised.
-    """
-
-    def __init__(self, span_s: float, cap: int) -> None:
-        self._span_s = span_s
-        self._samples: deque[tuple[float, float]] = deque(maxlen=cap)
-
-    def add(self, now: float, value: float) -> None:
-        samples = self._samples
-        samples.append((now, value))
-        oldest_s = now - self._span_s
-        while samples[0][0] < oldest_s:
-            samples.popleft()
-
-    def samples(self) -> list[tuple[float, float]]:
-        """Return a copy, oldest first: quick, to be made under the lock."""
-        return list(self._samples)
 
 
 class SemiPDMetricsCollector:
@@ -94,8 +70,8 @@ class SemiPDMetricsCollector:
         self._decoding: dict[str, _Phase] = {}
         self._started_s: float | None = None
 
-        def window() -> _Window:
-            return _Window(window_size_seconds, max_samples)
+        def window() -> SlidingWindow:
+            return SlidingWindow(window_size_seconds, max_samples)
 
         self._input_lengths, self._output_lengths = window(), window()
         self._first_tokens = window()
@@ -297,11 +273,3 @@ class SemiPDMetricsCollector:
             self.repeated_ids += 1
         else:
             self.unknown_ids += 1
-
-
-def summarise(latencies_ms: np.ndarray) -> LatencySummary:
-    """Return count and percentiles of latencies, milliseconds."""
-    if not len(latencies_ms):
-        return LatencySummary()
-    percentiles = np.percentile(latencies_ms, PERCENTILES)
-    return LatencySummary(len(latencies_ms), *map(float, percentiles))

@@ -182,6 +182,7 @@ class ControlLimits:
         unpartitioned_dwell_s: least stay at (100, 100), seconds.
         horizon_s: how far ahead an offer with measured speeds is judged, seconds.
         least_gain: part of the worse excess that such a move must promise to save.
+        window_s: how far back a decision looks at most, seconds.
         offers: the only splits that can be had; empty where any can.
     """
 
@@ -202,6 +203,7 @@ class ControlLimits:
     unpartitioned_dwell_s: float = 60.0
     horizon_s: float = 4.0
     least_gain: float = 0.15
+    window_s: float = 1e9
     offers: tuple[SplitOffer, ...] = ()
 
     def __post_init__(self) -> None:
@@ -234,7 +236,6 @@ class ControlLimits:
             return self.offer_of(allocation) is not None
         is_inside = all(self.min_percentage <= s <= self.max_percentage for s in shares)
         return is_inside and (self.allow_overlap or sum(shares) <= FULL_PERCENTAGE)
-
 
     def offer_of(self, allocation: SMAllocation) -> SplitOffer | None:
         """Return the offer of a split, or None if it is not offered."""

@@ -35,6 +35,8 @@ def decide_by_outlook(inputs: DecisionInputs) -> Decision:
         return _explained(keep(inputs, Reason.AWAITING_CONFIRMATION), present, failing)
     best = min([present, *_allowed(inputs, others)], key=lambda one: one.excess)
     if best.excess > present.excess * (1 - inputs.limits.least_gain):
+        hopeless = inputs.state.hopeless_windows + (len(failing) == 1)
+        inputs = replace(inputs, state=replace(inputs.state, hopeless_windows=hopeless))
         kept = keep(inputs, _why_kept(failing), _advice(inputs, best))
         return _explained(kept, present, failing)
     reason = _why_changed(best, failing)
@@ -55,8 +57,10 @@ def _is_confirmed(inputs: DecisionInputs, present: Outlook) -> bool:
 
 
 def _allowed(inputs: DecisionInputs, offers: list[Outlook]) -> list[Outlook]:
-    """Only AUTO may give up splitting."""
-    if inputs.limits.mode is ControlMode.AUTO:
+    """Only AUTO may give up splitting, and only after no split has helped a while."""
+    limits = inputs.limits
+    is_hopeless = inputs.state.hopeless_windows >= limits.patience_windows
+    if limits.mode is ControlMode.AUTO and is_hopeless:
         return offers
     return [offer for offer in offers if not offer.allocation.is_unpartitioned]
 

@@ -42,5 +42,18 @@ class SplitOffer:
 
 def in_order(allocations: Iterable[SMAllocation]) -> tuple[SMAllocation, ...]:
     """Return the splits from most for decode to most for prefill, each once."""
-    return tuple(sorted(set(allocations), key=lambda split: (split.prefill_share,
-                 split.prefill_percentage)))
+    return tuple(
+        sorted(
+            set(allocations),
+            key=lambda split: (split.prefill_share, split.prefill_percentage),
+        )
+    )
+
+
+def default_splits(*, overlap_allowed: bool) -> tuple[SMAllocation, ...]:
+    """Return a grid of ten percent, for a mechanism that can bring any split about."""
+    shares = range(10, 91, 10)
+    splits = [SMAllocation(share, 100 - share) for share in shares]
+    if overlap_allowed:
+        splits += [SMAllocation(share, 100) for share in (*shares, 100)]
+    return in_order(splits)

@@ -30,7 +30,7 @@ _HIGHEST_LOAD = 0.97
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """Predicted latencies of one split, milliseconds, and how they compare to targets."""
+    """Predicted latencies of one split, milliseconds."""
 
     allocation: SMAllocation
     ttft_ms: float

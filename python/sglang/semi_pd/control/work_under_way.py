@@ -18,7 +18,6 @@ from sglang.semi_pd.slo_types import LatencySummary
 _SHORTEST_STALL_S = 0.2
 
 
-
 @dataclass(frozen=True, slots=True)
 class RunningLook:
     """What has happened since the last look.

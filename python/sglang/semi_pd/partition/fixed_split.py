@@ -16,6 +16,8 @@ class FixedSplit:
     """
 
     can_move = False
+    move_cost_s = 0.0
+    offered_splits: tuple[SMAllocation, ...] = ()
 
     def __init__(self, why: str, mend: str) -> None:
         self._why, self._mend = why, mend

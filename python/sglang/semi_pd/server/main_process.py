@@ -57,6 +57,7 @@ class MainProcessHooks:
             f"{_MANAGER}._dispatch_to_scheduler": self.dispatch,
             _LOAD_PATH: self.load_snapshot_path,
             f"{_MANAGER}._async_dispatch_to_scheduler": self.dispatch_async,
+            f"{_MANAGER}._init_req_state": self.init_request,
             f"{_MANAGER}._handle_batch_output": self.handle_output,
             f"{_MANAGER}._handle_abort_req": self.handle_abort,
             f"{_MANAGER}.get_internal_state": self.internal_state,
@@ -160,6 +161,22 @@ class MainProcessHooks:
         else:
             self.coordinator.slo.clients.sent(manager, message)
             await manager.semi_pd_router.send_async(manager, message)
+
+    def init_request(
+        self,
+        original: Original,
+        manager: Any,
+        obj: Any,
+        request: Any = None,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
+        """Note whether the request is interactive or batch."""
+        if self.coordinator is not None:
+            from sglang.semi_pd.server import slo_class
+
+            slo_class.note(obj, request)
+        return original(manager, obj, request, *arguments, **options)
 
     async def handle_output(
         self, original: Original, manager: Any, output: Any

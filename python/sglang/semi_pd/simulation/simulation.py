@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from sglang.semi_pd.metrics_collector import SemiPDMetricsCollector, summarise
+from sglang.semi_pd.control.sliding_window import summarise
+from sglang.semi_pd.metrics_collector import SemiPDMetricsCollector
 from sglang.semi_pd.simulation.simulator import InstanceSimulator
 from sglang.semi_pd.simulation.simulator_coefficients import SimulatorCoefficients
 from sglang.semi_pd.simulation.trace import Trace
@@ -62,7 +63,7 @@ def simulate(
     gpus: int = 1,
 ) -> SimulationReport:
     """Serve the whole trace under one split, round robin over ``gpus`` instances."""
-    coefficients = coefficients or SimulatorCoefficients()
+    coefficients = coefficients or SimulatorCoefficients.builtin()
     instances = [
         InstanceSimulator(trace.part(index, gpus), coefficients, allocation)
         for index in range(gpus)
@@ -83,7 +84,7 @@ def simulate_controlled(  # noqa: PLR0913 - three of them have defaults
     window_s: float = 30.0,
 ) -> ControlledRun:
     """Serve the trace on one instance while the real controller moves its split."""
-    coefficients = coefficients or SimulatorCoefficients()
+    coefficients = coefficients or SimulatorCoefficients.builtin()
     instance = InstanceSimulator(trace, coefficients, start)
     plant = _Plant(instance, coefficients.request_overhead_s, window_s)
     controller = SLOAwareResourceController(

@@ -20,6 +20,24 @@ class Phase:
     input_length: int
     output_length: int
 
+    @classmethod
+    def parse(cls, text: str) -> Phase:
+        """Read ``"7:4000:32"``: requests per second, prompt and output tokens."""
+        try:
+            rate, inputs, outputs = text.split(":")
+            phase = cls(float(rate), int(inputs), int(outputs))
+            if not (
+                phase.rate > 0 and min(phase.input_length, phase.output_length) > 0
+            ):
+                raise ValueError("not positive")
+        except ValueError as error:
+            raise ConfigError(
+                f"{text!r} is not a load",
+                why="a load is written RATE:INPUT:OUTPUT",
+                mend="write it like 7:4000:32",
+            ) from error
+        return phase
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
