@@ -55,6 +55,7 @@ from sglang.semi_pd.workers.worker_spec import load_snapshot_path
 from typing_extensions import Self
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.server.instance_load import InstanceLoadReader
     from sglang.srt.server_args import PortArgs, SemiPDPortArgs, ServerArgs
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,8 @@ class SemiPDCoordinator:
         self.run_directory = run_directory.create()
         self.readiness = Readiness()
         self.slo = SLOService(self.config, self.rotation)
-        self.history = History(lambda: InstanceView.from_status(self.get_status()))
+        self.history = History(self._observe)
+        self.loads: InstanceLoadReader | None = None
         self._partition: SMPartition = NoPartition()
         self._group: WorkerGroup | None = None
         self._table: BlockTable | None = None
@@ -213,6 +215,13 @@ class SemiPDCoordinator:
             "slo_controller_status": self.slo.get_status(),
             "metrics": self.metrics_aggregator.get_aggregated_metrics(),
         }
+
+    def _observe(self) -> InstanceView:
+        """For the history; brings in what the workers say of their queues."""
+        queues = self.loads.queue_lengths() if self.loads else {}
+        for role, length in queues.items():
+            self.metrics_aggregator.set_worker_metrics(role, {"queue_length": length})
+        return InstanceView.from_status(self.get_status())
 
     def get_unified_memory_usage(self) -> dict[str, Any] | None:
         """KV memory: total, allocated, and who has it; None before the start."""

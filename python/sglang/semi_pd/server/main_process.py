@@ -83,6 +83,7 @@ class MainProcessHooks:
         self.coordinator = coordinator
         run_directory.adopt_sockets(coordinator.run_directory, port_args)
         self._loads = InstanceLoadReader(coordinator.load_snapshot_path)
+        coordinator.loads = self._loads
         self._extend_http_server(coordinator)
         start_progress.enter("starting resident, prefill and decode")
         group = coordinator.start_processes(port_args)
