@@ -19,23 +19,21 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
+from tiny_layers import (
+    ARCHITECTURES,
+    HIDDEN,
+    LAYERS,
+    LOGIT_GAIN,
+    MAX_POSITIONS,
+    VOCAB_SIZE,
+    WeightMaker,
+    Weights,
+    architecture,
+    make_layer,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-VOCAB_SIZE = 512
-HIDDEN = 64
-INTERMEDIATE = 128
-LAYERS = 2
-HEADS = 4
-KV_HEADS = 2
-HEAD_DIM = 16
-MAX_POSITIONS = 4096
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-
-# Sharper attention (a higher QUERY_KEY_GAIN) varies answers more, and lets rounding
-# errors grow faster; these values keep two float32 runs within 1e-4 in log probability.
-QUERY_KEY_GAIN = 2.5
-ATTENTION_GAIN = 3.0
-LOGIT_GAIN = 3.0
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -68,8 +66,6 @@ for a while nobody said anything at all.
 def add(left, right): return left + right    # 0 1 2 3 4 5 6 7 8 9 10 100 2024
 """
 
-Weights = dict[str, np.ndarray]
-
 
 def make_tokenizer() -> Tokenizer:
     """A byte-level BPE tokenizer, trained on the text above."""
@@ -100,53 +96,7 @@ def _is_readable(text: str) -> bool:
     return text.isascii() and (text.isprintable() or text == "\n")
 
 
-class WeightMaker:
-    """Draws the weights of one model, in a fixed order, from one seeded source."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = np.random.Generator(np.random.PCG64(seed))
-
-    def matrix(self, rows: int, columns: int, gain: float = 1.0) -> np.ndarray:
-        """A linear layer that multiplies the size of its input by ``gain``."""
-        drawn = self._random.standard_normal((rows, columns), dtype=np.float32)
-        return drawn * np.float32(gain / np.sqrt(columns))
-
-    def embedding(self) -> np.ndarray:
-        """One vector of unit variance per token."""
-        return self._random.standard_normal((VOCAB_SIZE, HIDDEN), dtype=np.float32)
-
-    def bias(self, size: int) -> np.ndarray:
-        """A small offset."""
-        return self._random.standard_normal(size, dtype=np.float32) * np.float32(0.1)
-
-
-def make_layer(maker: WeightMaker, prefix: str, *, qkv_bias: bool) -> Weights:
-    """One decoder layer, under the names Llama and Qwen2 share."""
-    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    weights = {
-        f"{attention}.q_proj.weight": maker.matrix(
-            HEADS * HEAD_DIM, HIDDEN, gain=QUERY_KEY_GAIN
-        ),
-        f"{attention}.k_proj.weight": maker.matrix(
-            KV_HEADS * HEAD_DIM, HIDDEN, gain=QUERY_KEY_GAIN
-        ),
-        f"{attention}.v_proj.weight": maker.matrix(KV_HEADS * HEAD_DIM, HIDDEN),
-        f"{attention}.o_proj.weight": maker.matrix(
-            HIDDEN, HEADS * HEAD_DIM, gain=ATTENTION_GAIN
-        ),
-        f"{mlp}.gate_proj.weight": maker.matrix(INTERMEDIATE, HIDDEN),
-        f"{mlp}.up_proj.weight": maker.matrix(INTERMEDIATE, HIDDEN),
-        f"{mlp}.down_proj.weight": maker.matrix(HIDDEN, INTERMEDIATE),
-        f"{prefix}.input_layernorm.weight": np.ones(HIDDEN, np.float32),
-        f"{prefix}.post_attention_layernorm.weight": np.ones(HIDDEN, np.float32),
-    }
-    if qkv_bias:
-        for name, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
-            weights[f"{attention}.{name}_proj.bias"] = maker.bias(heads * HEAD_DIM)
-    return weights
-
-
-def make_weights(seed: int, silent: list[int], *, qkv_bias: bool) -> Weights:
+def make_weights(seed: int, silent: list[int], arch: str) -> Weights:
     """All weights of the model."""
     maker = WeightMaker(seed)
     head = maker.matrix(VOCAB_SIZE, HIDDEN, gain=LOGIT_GAIN)
@@ -157,36 +107,8 @@ def make_weights(seed: int, silent: list[int], *, qkv_bias: bool) -> Weights:
         "lm_head.weight": head,
     }
     for layer in range(LAYERS):
-        weights |= make_layer(maker, f"model.layers.{layer}", qkv_bias=qkv_bias)
+        weights |= make_layer(maker, arch, layer)
     return weights
-
-
-def model_config(arch: str, tokenizer: Tokenizer) -> dict[str, object]:
-    """The content of ``config.json``."""
-    is_qwen = arch == "qwen2"
-    config: dict[str, object] = {
-        "architectures": ["Qwen2ForCausalLM" if is_qwen else "LlamaForCausalLM"],
-        "model_type": arch,
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM,
-        "vocab_size": VOCAB_SIZE,
-        "max_position_embeddings": MAX_POSITIONS,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-        **token_ids(tokenizer),
-    }
-    if is_qwen:
-        config["use_sliding_window"] = False
-    else:
-        config |= {"attention_bias": False, "mlp_bias": False}
-    return config
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, object]:
@@ -216,12 +138,12 @@ def make_model(out: Path, *, arch: str = "llama", seed: int = 0) -> None:
     """Write the model's folder; files already there are replaced."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
-    weights = make_weights(seed, silent_tokens(tokenizer), qkv_bias=arch == "qwen2")
+    weights = make_weights(seed, silent_tokens(tokenizer), arch)
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(out / "tokenizer.json"))
     _write_json(out / "tokenizer_config.json", tokenizer_config())
     _write_json(out / "generation_config.json", token_ids(tokenizer))
-    _write_json(out / "config.json", model_config(arch, tokenizer))
+    _write_json(out / "config.json", {**architecture(arch), **token_ids(tokenizer)})
 
 
 def _write_json(path: Path, content: dict[str, object]) -> None:
@@ -232,7 +154,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--arch", choices=["llama", "qwen2"], default="llama")
+    parser.add_argument("--arch", choices=ARCHITECTURES, default="llama")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     options = parser.parse_args()
     make_model(options.out, arch=options.arch, seed=options.seed)

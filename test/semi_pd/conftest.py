@@ -61,10 +61,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _make_model(tmp_path_factory, "llama")
 
 
-@pytest.fixture(scope="session")
-def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the tiny Qwen2 with its tokenizer."""
-    return _make_model(tmp_path_factory, "qwen2")
+@pytest.fixture(scope="session", params=["qwen2", "qwen2_moe", "deepseek_v2"])
+def other_tiny_model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of a tiny model of another family, each in turn."""
+    return _make_model(tmp_path_factory, request.param)
 
 
 def _make_model(tmp_path_factory: pytest.TempPathFactory, arch: str) -> Path:

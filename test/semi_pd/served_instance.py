@@ -54,8 +54,10 @@ class ServedInstance:
             parts.serve(12, ttft_ms=90 + 60 * wave, tpot_ms=24 - 8 * wave)
             parts.now_s -= 8.0
             parts.report(InstanceRole.PREFILL, max(0, int(6 * wave)))
-            parts.blocks_by_role.update(
-                prefill=int(120 + 80 * wave), decode=int(420 - 160 * wave)
+            parts.taken_blocks.update(
+                leased=40,
+                running=int(320 - 160 * wave),
+                cached=int(180 + 80 * wave),
             )
             if number % 5 == 0:
                 parts.controller.tick()

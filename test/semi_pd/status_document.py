@@ -46,7 +46,7 @@ class Parts:
             self.rotation,
             clock=self.clock,
         )
-        self.blocks_by_role = {"prefill": 0, "decode": 0}
+        self.taken_blocks = {"leased": 0, "running": 0, "cached": 0}
         self.generation = 1
         self.worker_deaths = 0
         self.is_running = True
@@ -72,7 +72,7 @@ class Parts:
 
     def status(self) -> dict[str, Any]:
         """The document, with the keys that ``SemiPDCoordinator.get_status`` gives."""
-        used = sum(self.blocks_by_role.values())
+        used = sum(self.taken_blocks.values())
         return {
             "is_running": self.is_running,
             "components": {
@@ -97,7 +97,10 @@ class Parts:
                     "total_blocks": TOTAL_BLOCKS,
                     "free_blocks": TOTAL_BLOCKS - used,
                     "allocated_blocks": used,
-                    "blocks_by_role": dict(self.blocks_by_role),
+                    "blocks_by_state": {
+                        "free": TOTAL_BLOCKS - used,
+                        **self.taken_blocks,
+                    },
                 }
             },
             "slo_controller_status": self.controller.get_status(),

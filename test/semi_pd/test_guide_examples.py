@@ -2,7 +2,8 @@
 """The guides' code runs as printed, their links lead somewhere, their flags are true.
 
 A block of Python is run if an HTML comment stands on the line before it:
-``<!-- test: light -->`` (no SGLang needed) or ``<!-- test: server -->`` (starts one).
+``<!-- test: light -->`` (no SGLang needed), ``<!-- test: server -->`` (starts one) or
+``<!-- test: inside -->`` (runs while that one serves).
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import re
 import socket
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from sglang.semi_pd.launch import flag_rules, typed_flags
+from sglang.semi_pd.monitoring import metrics_exporter
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GUIDES = ("semi_pd_guide.md", "semi_pd_guide_zh.md")
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
-EXPECTED = {"light": 2, "server": 1}
+EXPECTED = {"light": 2, "server": 1, "inside": 3}
 SERVER_TIMEOUT_S = 600
 
 _BLOCK = re.compile(r"^<!-- test: (\w+) -->\n```python\n(.*?)^```", re.M | re.S)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
+_METRIC_ROW = re.compile(r"^\| `(sglang:\w+)` \| (\w+) \| ([^|]+) \|", re.M)
 _FLAG_ROW = re.compile(r"^\| `--([a-z-]+)` \| ([^|]+) \|", re.M)
 
 
@@ -72,8 +76,10 @@ def test_light_block(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.timeout(SERVER_TIMEOUT_S + 60)
 @pytest.mark.parametrize("block", blocks("server")[:1], ids=str)
 def test_server_block(block: Block, tiny_model: Path, tmp_path: Path) -> None:
-    """In a script of its own, as a user would run it."""
-    code = block.code.replace('"MODEL"', repr(str(tiny_model)))
+    """In a script of its own, as a user would run it; its last block is a ``with``."""
+    inside = [one.code for one in blocks("inside") if one.guide == block.guide]
+    code = block.code + textwrap.indent("\n".join(inside), "    ")
+    code = code.replace('"MODEL"', repr(str(tiny_model)))
     code = code.replace("= 30000", f"= {free_port()}")
     script = tmp_path / "guide_block.py"
     script.write_text(code, encoding="utf-8")
@@ -86,15 +92,20 @@ def test_server_block(block: Block, tiny_model: Path, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr[-4000:]
     assert "prefill_TP0" in ended.stdout
     assert "memory in use" in ended.stdout or "内存利用率" in ended.stdout
+    for shown in ("prefill_percentage", "violation_episodes", "req/s", "MB"):
+        assert shown in ended.stdout, shown
 
 
 def test_server_blocks_differ_in_what_they_print_only() -> None:
     """So that running one of them speaks for both."""
-    assert len({code_without_words(block.code) for block in blocks("server")}) == 1
+    for kind in ("server", "inside"):
+        codes = {code_without_words(block.code) for block in blocks(kind)}
+        assert len(codes) == EXPECTED[kind]
 
 
 def code_without_words(code: str) -> str:
     code = re.sub(r"#.*", "", code)
+    code = re.sub(r'print\("[^"]*"\)', "print()", code)
     return re.sub(r'f"[^"{]*', 'f"', "".join(code.split()))
 
 
@@ -107,6 +118,19 @@ def test_flag_tables_are_complete_and_true(guide: str) -> None:
     for field, (_, number, _) in flag_rules.NUMBERS.items():
         if field != "unified_memory_blocks":  # in a server, taken from the model
             assert rows[field.replace("_", "-")] == str(number)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_metrics_tables_are_complete_and_true(guide: str) -> None:
+    rows = [match.groups() for match in _METRIC_ROW.finditer(text_of(guide))]
+    assert rows == [
+        (
+            family.full_name,
+            "counter" if family.is_counter else "gauge",
+            f"`{family.label}`" if family.label else "–",
+        )
+        for family in metrics_exporter.FAMILIES
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -40,14 +40,14 @@ def test_a_sample_has_the_figures_of_its_moment(parts: Parts, history: History) 
     history.take()
     assert newest(history)["ttft_p95_ms"] is None
     parts.serve(20, ttft_ms=80, tpot_ms=20)
-    parts.blocks_by_role["decode"] = 30
+    parts.taken_blocks["running"] = 30
     parts.rotation.request_sm_reallocation(SMAllocation(60, 40))
     history.take()
     figures = newest(history)
     assert figures["ttft_p95_ms"] == pytest.approx(80)
     assert figures["tpot_p50_ms"] == pytest.approx(20)
     assert (figures["asked_prefill"], figures["asked_decode"]) == (60, 40)
-    assert (figures["kv_decode"], figures["kv_free"]) == (30, 970)
+    assert (figures["kv_running"], figures["kv_free"]) == (30, 970)
     assert figures["at_s"] == parts.now_s
 
 

@@ -9,6 +9,8 @@ Runs under pytest, and by itself:
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,13 +21,23 @@ sys.path.insert(0, str(Path(__file__).parent / "serving"))
 import client  # noqa: E402
 import process_table  # noqa: E402
 import pytest  # noqa: E402
+import requests  # noqa: E402
 from harness import COMMON_FLAGS, Server, make_tiny_model  # noqa: E402
+from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 from workload import endless, prompt  # noqa: E402
 
-FLAGS = (*COMMON_FLAGS, "--enable-semi-pd-coordinator")
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMMAND = REPOSITORY / "python" / "semi_pd_cli.py"
+GUIDE = (REPOSITORY / "docs" / "semi_pd_guide.md").read_text(encoding="utf-8")
+
+ADMIN_KEY = "admin-key-canary"
+FLAGS = (*COMMON_FLAGS, "--enable-semi-pd-coordinator", "--admin-api-key", ADMIN_KEY)
+SPLIT = {"prefill_percentage": 60, "decode_percentage": 40}
 STREAMS = 4
 TOKENS = 32
 GRACE_S = 60.0
+HISTORY_S = 3.0
+"""Longer than between two samples of the history."""
 INTERRUPTED = (0, 130)
 """Exit codes of a server that was stopped by Ctrl-C."""
 
@@ -70,6 +82,53 @@ def check_status(server: Server) -> None:
     print(f"memory: {server.memory_usage()}")
 
 
+def check_split(server: Server) -> None:
+    """Who has the admin key moves the split, and nobody else does."""
+
+    def move(key: str, body: dict[str, int]) -> requests.Response:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        url = f"{server.url}/semi_pd/reallocate"
+        return requests.post(url, json=body, headers=headers, timeout=60)
+
+    for key in ("", "guess"):
+        assert move(key, SPLIT).status_code == 401
+    wrong = move(ADMIN_KEY, {**SPLIT, "decode_percentage": 0})
+    assert wrong.status_code == 400 and "decode_percentage=0" in wrong.text
+    moved = move(ADMIN_KEY, SPLIT)
+    assert moved.status_code == 200, moved.text
+    assert moved.json()["current_sm_allocation"] == SPLIT
+    print(f"the split moved in {moved.json()['took_s']} s")
+
+
+def check_what_is_shown(server: Server) -> None:
+    """Prometheus, ``semi-pd top``, history and dashboard show what was done."""
+    text = server.get("/metrics").text
+    found = {one.name: one for one in text_string_to_metric_families(text)}
+    shares = {
+        sample.labels["role"]: sample.value
+        for sample in found["sglang:semi_pd_sm_share_ratio"].samples
+    }
+    assert shares == {"prefill": 0.6, "decode": 0.4}
+    names = {row.split("`")[1] for row in GUIDE.splitlines() if "| `sglang:" in row}
+    exported = set(re.findall(r"^# TYPE (\S+)", text, re.M))
+    assert {"sglang:semi_pd_kv_blocks", "sglang:num_running_reqs"} <= exported
+    assert len(names) > 10 and names <= exported
+    top = subprocess.run(
+        [sys.executable, str(COMMAND), "top", "--once", "--url", server.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "prefill 60 %" in top.stdout, top.stderr
+    print(top.stdout)
+    metrics = server.get("/semi_pd/status").json()["metrics"]
+    assert metrics["prefill_is_reporting"] and metrics["decode_is_reporting"]
+    history = server.get("/semi_pd/history").json()
+    assert history["rows"] and "split" in [one["kind"] for one in history["events"]]
+    assert "<title>Semi-PD</title>" in server.get("/semi_pd/").text
+    assert ADMIN_KEY not in server.get("/semi_pd/status").text
+
+
 def check_interrupt(server: Server) -> None:
     """Ctrl-C ends it in good order."""
     start = time.monotonic()
@@ -93,6 +152,9 @@ def run(model: Path) -> None:
         check_text(server)
         check_processes(server)
         check_status(server)
+        check_split(server)
+        time.sleep(HISTORY_S)
+        check_what_is_shown(server)
         check_interrupt(server)
     finally:
         server.clean()

@@ -27,6 +27,7 @@ MODULES = {
 }
 
 VOCABULARY = {
+    "control.split_offer",
     "errors",
     "launch.flag_rules",
     "sm_allocation",
@@ -35,11 +36,17 @@ VOCABULARY = {
     "workers.messages",
 }
 POLICY = {
+    "control.control_pace",
+    "control.control_steps",
     "control.decision_inputs",
     "control.decision_log",
     "control.latency_model",
+    "control.outlook_policy",
     "control.slo_policy",
+    "control.sliding_window",
+    "control.split_outlook",
     "control.split_search",
+    "control.work_under_way",
     "metrics_aggregator",
     "metrics_collector",
     "slo_algorithm",

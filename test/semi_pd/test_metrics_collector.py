@@ -141,10 +141,10 @@ def test_events_are_cheap_and_memory_is_flat() -> None:
     requests = 333_334 if IS_SOAK else 33_334
     ids = [f"request-{index}" for index in range(requests)]
     collector = SemiPDMetricsCollector(30.0)
-    started_s = time.perf_counter()
+    started_s = time.thread_time()  # what it costs, whoever else uses the machine
     for index, request_id in enumerate(ids):
         serve_one(collector, request_id, index * 0.05)
-    event_us = 1e6 * (time.perf_counter() - started_s) / (3 * requests)
+    event_us = 1e6 * (time.thread_time() - started_s) / (3 * requests)
     print(f"{3 * requests} events, {event_us:.2f} us per event")
     assert event_us <= (5.0 if IS_SOAK else 15.0)
 

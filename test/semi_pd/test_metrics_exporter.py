@@ -103,14 +103,14 @@ def test_control_queues_blocks_and_workers(
     parts.serve(20, ttft_ms=300, tpot_ms=20)
     decision = parts.controller.tick()
     parts.report(InstanceRole.PREFILL, 7)
-    parts.blocks_by_role["decode"] = 250
+    parts.taken_blocks["running"] = 250
     parts.worker_deaths = 2
     assert value(registry, "slo_violated") == 1
     assert value(registry, "slo_violations_total") == 1
     assert value(registry, "decisions_total", reason=decision.reason.value) == 1
     assert value(registry, "queue_requests", role="prefill") == 7
     assert value(registry, "kv_blocks", state="free") == 750
-    assert value(registry, "kv_blocks", state="decode") == 250
+    assert value(registry, "kv_blocks", state="running") == 250
     assert value(registry, "worker_deaths_total") == 2
     assert value(registry, "workers_up", role="prefill") == 1
     parts.is_running = False

@@ -11,18 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sglang.semi_pd.control.control_pace import ControlPace
 from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.simulation.simulation import simulate, simulate_controlled
 from sglang.semi_pd.simulation.simulator import InstanceSimulator
 from sglang.semi_pd.simulation.simulator_coefficients import SimulatorCoefficients
-from sglang.semi_pd.simulation.trace import Trace
-from sglang.semi_pd.slo_types import SLOConstraints
+from sglang.semi_pd.simulation.trace import Phase, Trace
+from sglang.semi_pd.slo_types import ControlLimits, SLOConstraints
 from sglang.semi_pd.sm_allocation import UNPARTITIONED, SMAllocation
 
 SLO = SLOConstraints(ttft_target_ms=300.0, tpot_target_ms=20.0)
 
+H200 = SimulatorCoefficients.builtin()
+
 # Round figures: 10 ms per 100 prompt tokens, 10 ms per decode step, no interference.
-ROUND = SimulatorCoefficients(
+ROUND = replace(
+    SimulatorCoefficients.builtin(),
     prefill_step_s=0.0,
     prefill_s_per_token=1e-4,
     prefill_s_per_context_token=0.0,
@@ -92,7 +96,7 @@ def test_interference_slows_both_only_while_both_run() -> None:
 
 def test_every_request_is_served_and_memory_comes_back() -> None:
     trace = Trace.poisson(20.0, requests=500, input_length=800, output_length=60)
-    tight = SimulatorCoefficients(kv_capacity_tokens=20_000, max_decode_batch=8)
+    tight = replace(H200, kv_capacity_tokens=20_000, max_decode_batch=8)
     instance = InstanceSimulator(trace, tight, SMAllocation(70, 30))
     instance.advance()
     assert np.isfinite(instance.completion_s).all()
@@ -103,16 +107,16 @@ def test_every_request_is_served_and_memory_comes_back() -> None:
 
 def test_advancing_in_pieces_changes_nothing() -> None:
     trace = Trace.poisson(10.0, requests=200, input_length=800, output_length=60)
-    whole = InstanceSimulator(trace, SimulatorCoefficients(), SMAllocation(70, 30))
+    whole = InstanceSimulator(trace, H200, SMAllocation(70, 30))
     whole.advance()
-    pieces = InstanceSimulator(trace, SimulatorCoefficients(), SMAllocation(70, 30))
+    pieces = InstanceSimulator(trace, H200, SMAllocation(70, 30))
     for until_s in np.arange(0.0, 60.0, 0.37):
         pieces.advance(float(until_s))
     assert pieces.completion_s == pytest.approx(whole.completion_s)
 
 
 def test_the_measured_table_is_returned_where_it_was_measured() -> None:
-    coefficients = SimulatorCoefficients()
+    coefficients = H200
     for prefill, decode, prefill_factor, decode_factor in coefficients.interference:
         factors = coefficients.factors(SMAllocation(int(prefill), int(decode)))
         beside = (factors.prefill_beside_decode, factors.decode_beside_prefill)
@@ -139,6 +143,43 @@ def test_the_controller_beats_the_split_it_starts_from() -> None:
     assert controlled.report.slo_attainment > simulate(trace, start, SLO).slo_attainment
     assert controlled.report.slo_attainment > 0.7
     assert len(controlled.splits) > 1
+
+
+def test_a_shifting_load_is_followed_better_than_any_split_serves_it() -> None:
+    """Prefill-heavy and decode-heavy, a minute each; moves are cheap.
+
+    One seed and eight splits; docs/performance.md has three seeds and eighteen.
+    """
+    phases = [Phase(6, 4000, 32), Phase(13, 1070, 600)]
+    trace = Trace.alternating(phases, phase_s=60.0, repeats=2)
+    targets = SLOConstraints(1500.0, 19.0, percentile=90)
+    splits = [SMAllocation(x, 100) for x in (42, 55, 67, 79, 91, 100)]
+    splits += [SMAllocation(79, 21), SMAllocation(55, 45)]
+    attained = {
+        split: simulate(trace, split, targets, coefficients=H200).slo_attainment
+        for split in splits
+    }
+    pace = ControlPace.for_move(
+        1e-4, interval_s=10.0, window_s=30.0, speeds_are_known=True
+    )
+    controlled = simulate_controlled(
+        trace,
+        SMAllocation(55, 45),
+        targets,
+        limits=ControlLimits(
+            allow_overlap=True,
+            max_percentage=100,
+            offers=H200.offers(splits),
+            cooldown_s=pace.cooldown_s,
+            window_s=pace.window_s,
+        ),
+        coefficients=H200,
+        interval_s=pace.interval_s,
+    )
+    reached = controlled.report.slo_attainment
+    print(f"controller {reached:.3f}, best split {max(attained.values()):.3f}")
+    assert reached >= max(attained.values()) + 0.10
+    assert reached >= attained[UNPARTITIONED]
 
 
 def test_100_000_requests_take_seconds() -> None:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 from sglang.semi_pd.errors import RotationError
-from sglang.semi_pd.partition.fixed_split import FixedSplit
+from sglang.semi_pd.partition.fixed_split import FixedSplit, SplitBeforeStart
 from sglang.semi_pd.partition.sm_partition import start_partition
 from sglang.semi_pd.sm_allocation import SMAllocation
 from sglang.semi_pd.utils import InstanceRole
@@ -38,3 +38,11 @@ def test_a_split_that_is_fixed_says_why_it_does_not_move():
     assert not fixed.can_move
     with pytest.raises(RotationError, match="nothing is divided"):
         fixed.apply(SPLIT)
+
+
+@pytest.mark.parametrize("can_move", [True, False])
+def test_before_the_start_nothing_moves_yet(can_move):
+    split = SplitBeforeStart(can_move=can_move)
+    assert split.can_move is can_move
+    with pytest.raises(RotationError, match="has not started"):
+        split.apply(SPLIT)

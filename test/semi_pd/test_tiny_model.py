@@ -8,15 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
-
-
-@pytest.fixture(params=["llama", "qwen2"])
-def model(request: pytest.FixtureRequest) -> Path:
-    name = {"llama": "tiny_model", "qwen2": "tiny_qwen2"}[request.param]
-    return request.getfixturevalue(name)
 
 
 def remake(repository: Path, out: Path, *options: str) -> None:
@@ -44,7 +37,8 @@ def test_other_seed_other_weights_same_tokenizer(
     assert first["tokenizer.json"] == other["tokenizer.json"]
 
 
-def test_weights_have_the_shapes_of_the_config(model: Path) -> None:
+def test_weights_have_the_shapes_of_the_config(tiny_model: Path) -> None:
+    model = tiny_model
     config = json.loads((model / "config.json").read_text())
     weights = load_file(model / "model.safetensors")
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
@@ -54,11 +48,23 @@ def test_weights_have_the_shapes_of_the_config(model: Path) -> None:
     for layer in range(config["num_hidden_layers"]):
         key = weights[f"model.layers.{layer}.self_attn.k_proj.weight"]
         assert key.shape == (kv_size, hidden)
-    has_bias = any(name.endswith("_proj.bias") for name in weights)
-    assert has_bias == (config["model_type"] == "qwen2")
+    assert not any(name.endswith("_proj.bias") for name in weights)
 
 
-def test_tokenizer_fits_the_model_and_keeps_text(model: Path) -> None:
+def test_other_families_have_their_own_weights(other_tiny_model: Path) -> None:
+    config = json.loads((other_tiny_model / "config.json").read_text())
+    names = load_file(other_tiny_model / "model.safetensors").keys()
+    kind = config["model_type"]
+    has_bias = any(name.endswith("_proj.bias") for name in names)
+    has_experts = any(".mlp.experts." in name for name in names)
+    has_latent = any("kv_a_proj_with_mqa" in name for name in names)
+    assert has_bias == kind.startswith("qwen2")
+    assert has_experts == (kind != "qwen2")
+    assert has_latent == (kind == "deepseek_v2")
+
+
+def test_tokenizer_fits_the_model_and_keeps_text(other_tiny_model: Path) -> None:
+    model = other_tiny_model
     config = json.loads((model / "config.json").read_text())
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == config["vocab_size"]
@@ -66,7 +72,8 @@ def test_tokenizer_fits_the_model_and_keeps_text(model: Path) -> None:
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_end_of_text_is_never_the_likeliest_token(model: Path) -> None:
+def test_end_of_text_is_never_the_likeliest_token(other_tiny_model: Path) -> None:
+    model = other_tiny_model
     config = json.loads((model / "config.json").read_text())
     head = load_file(model / "model.safetensors")["lm_head.weight"]
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

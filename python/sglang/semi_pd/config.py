@@ -32,6 +32,9 @@ class SemiPDConfig:
     slo_tpot_target_ms: float
     slo_window_s: float
     slo_monitoring_interval_s: float
+    slo_mode: str
+    slo_calibration: str | None
+    slo_decision_log: str | None
     prefill_percent: int
     decode_percent: int
     overlap_allowed: bool
@@ -57,6 +60,9 @@ class SemiPDConfig:
             slo_tpot_target_ms=server_args.slo_tpot_target,
             slo_window_s=server_args.slo_window_size,
             slo_monitoring_interval_s=server_args.slo_monitoring_interval,
+            slo_mode=server_args.slo_mode,
+            slo_calibration=server_args.slo_calibration,
+            slo_decision_log=server_args.slo_decision_log,
             prefill_percent=server_args.initial_prefill_sm,
             decode_percent=server_args.initial_decode_sm,
             overlap_allowed=server_args.enable_sm_overlap,
@@ -104,6 +110,8 @@ def check_values(server_args: ServerArgs) -> None:
         coordinator=server_args.enable_semi_pd_coordinator,
         slo_aware=server_args.enable_slo_aware,
     )
+    flag_rules.check_choice("slo_mode", server_args.slo_mode, flag_rules.SLO_MODES)
+    flag_rules.check_files(server_args.slo_calibration, server_args.slo_decision_log)
     flag_rules.check_choice(
         "sm_partition_backend",
         server_args.sm_partition_backend,

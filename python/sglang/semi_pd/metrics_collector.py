@@ -3,47 +3,30 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 import numpy as np
+from sglang.semi_pd.control.sliding_window import SlidingWindow, summarise
+from sglang.semi_pd.control.work_under_way import (
+    DecodePace,
+    PrefillBacklog,
+    RunningLook,
+)
 from sglang.semi_pd.slo_types import (
     PERCENTILES,
-    LatencySummary,
     MetricsSnapshot,
     SLOClass,
 )
 
-# When a request entered its present phase, seconds, and whether its latency counts.
-_Phase = tuple[float, bool]
+# When a request entered its present phase, seconds; whether its latency counts; its
+# prompt tokens. A plain tuple: one is made for every event.
+_Phase = tuple[float, bool, int]
 
 # Rates of a window that has only begun are taken over at least this long, seconds.
 _SHORTEST_SPAN_S = 1.0
-
-
-class _Window:
-    """The newest (time, value) samples, in time order, at most ``cap`` of them.
-
-    Samples older than ``span_s`` leave as new ones come, so that adding one costs O(1)
-    amortised.
-    """
-
-    def __init__(self, span_s: float, cap: int) -> None:
-        self._span_s = span_s
-        self._samples: deque[tuple[float, float]] = deque(maxlen=cap)
-
-    def add(self, now: float, value: float) -> None:
-        samples = self._samples
-        samples.append((now, value))
-        oldest_s = now - self._span_s
-        while samples[0][0] < oldest_s:
-            samples.popleft()
-
-    def samples(self) -> list[tuple[float, float]]:
-        """Return a copy, oldest first: quick, to be made under the lock."""
-        return list(self._samples)
 
 
 class SemiPDMetricsCollector:
@@ -62,6 +45,8 @@ class SemiPDMetricsCollector:
         clock: the time source, seconds; every method also takes ``now`` explicitly.
         max_tracked_requests: unfinished requests remembered; the oldest is evicted.
         max_samples: samples of each kind kept in the window; the oldest is dropped.
+        progress: tokens that a running request has so far, None if it is unknown; for
+            ``snapshot``'s ``running_tpot``. Called by ``look_at_running`` only.
     """
 
     def __init__(
@@ -71,6 +56,7 @@ class SemiPDMetricsCollector:
         clock: Callable[[], float] = time.monotonic,
         max_tracked_requests: int = 65_536,
         max_samples: int = 32_768,
+        progress: Callable[[str], int | None] | None = None,
     ) -> None:
         if not window_size_seconds > 0:
             raise ValueError(
@@ -84,12 +70,15 @@ class SemiPDMetricsCollector:
         self._decoding: dict[str, _Phase] = {}
         self._started_s: float | None = None
 
-        def window() -> _Window:
-            return _Window(window_size_seconds, max_samples)
+        def window() -> SlidingWindow:
+            return SlidingWindow(window_size_seconds, max_samples)
 
         self._input_lengths, self._output_lengths = window(), window()
         self._first_tokens = window()
         self._ttft_ms, self._tpot_ms = window(), window()
+        self._backlog = PrefillBacklog(window_size_seconds, max_samples)
+        self._pace = DecodePace(progress) if progress is not None else None
+        self._last_look = (-math.inf, 0.0)
         self._prefill_queue_length = 0
         self._decode_queue_length = 0
         self.unknown_ids = 0
@@ -115,8 +104,10 @@ class SemiPDMetricsCollector:
                 self._started_s = now
             if len(self._waiting) + len(self._decoding) >= self._max_tracked:
                 self._evict_oldest()
-            self._waiting[request_id] = (now, slo_class is SLOClass.INTERACTIVE)
+            is_interactive = slo_class is SLOClass.INTERACTIVE
+            self._waiting[request_id] = (now, is_interactive, input_length)
             self._input_lengths.add(now, input_length)
+            self._backlog.arrived(now, input_length)
 
     def record_first_token(self, request_id: str, *, now: float | None = None) -> None:
         """Note that the client got the first token of a request."""
@@ -126,9 +117,10 @@ class SemiPDMetricsCollector:
             if phase is None:
                 self._count_stray(request_id)
                 return
-            arrived_s, is_interactive = phase
-            self._decoding[request_id] = (now, is_interactive)
+            arrived_s, is_interactive, input_length = phase
+            self._decoding[request_id] = (now, is_interactive, input_length)
             self._first_tokens.add(now, 1.0)
+            self._backlog.left(now, input_length, is_served=True)
             if is_interactive:
                 self._ttft_ms.add(now, 1e3 * (now - arrived_s))
 
@@ -142,21 +134,24 @@ class SemiPDMetricsCollector:
             if phase is None:
                 self._count_stray(request_id)
                 return
-            first_token_s, is_interactive = phase
             self._output_lengths.add(now, output_length)
+            first_token_s, is_interactive, _ = phase
             if is_interactive and output_length > 1:
                 decode_ms = 1e3 * (now - first_token_s)
                 self._tpot_ms.add(now, decode_ms / (output_length - 1))
 
-    def record_abort(self, request_id: str) -> None:
+    def record_abort(self, request_id: str, *, now: float | None = None) -> None:
         """Forget a request that will not complete; its latencies do not count."""
+        now = self._clock() if now is None else now
         with self._lock:
             waiting = self._waiting.pop(request_id, None)
             decoding = self._decoding.pop(request_id, None)
             if waiting is None and decoding is None:
                 self.unknown_ids += 1
-            else:
-                self.aborted_requests += 1
+                return
+            self.aborted_requests += 1
+            if waiting is not None:
+                self._backlog.left(now, waiting[2], is_served=False)
 
     def set_queue_lengths(self, *, prefill: int, decode: int) -> None:
         """Store how many requests wait for each worker, as the workers report it."""
@@ -186,6 +181,8 @@ class SemiPDMetricsCollector:
                 self._tpot_ms,
             )
             copies = [window.samples() for window in windows]
+            duty, s_per_token = self._backlog.over(start_s, now)
+            waiting_tokens = self._backlog.waiting_tokens
             prefill_queue_length = self._prefill_queue_length
             decode_queue_length = self._decode_queue_length
         inputs, first_tokens, outputs, ttft_ms, tpot_ms = (
@@ -207,7 +204,26 @@ class SemiPDMetricsCollector:
             mean_output_length=float(outputs.mean()) if len(outputs) else 0.0,
             prefill_queue_length=prefill_queue_length,
             decode_queue_length=decode_queue_length,
+            waiting_prompt_tokens=waiting_tokens,
+            prefill_duty=duty,
+            prefill_s_per_token=s_per_token,
         )
+
+    def look_at_running(self, *, now: float | None = None) -> RunningLook:
+        """Return the pace of decode, and prefill's duty, since the last such look.
+
+        One caller only: each look is measured from the one before.
+        """
+        now = self._clock() if now is None else now
+        with self._lock:
+            decoding = list(self._decoding.items())
+            busy_s = self._backlog.busy_s(now)
+        before, self._last_look = self._last_look, (now, busy_s)
+        span_s = now - before[0]
+        duty = (busy_s - before[1]) / span_s if span_s > 0 else math.nan
+        running = ((name, phase[0]) for name, phase in decoding if phase[1])
+        paces_ms = self._pace.look(running, now) if self._pace is not None else []
+        return RunningLook(summarise(np.array(paces_ms, dtype=float)), min(1.0, duty))
 
     def get_real_time_metrics(self) -> dict[str, float]:
         """Return the window's figures by name; a latency without samples reads 0.0."""
@@ -246,7 +262,9 @@ class SemiPDMetricsCollector:
     def _evict_oldest(self) -> None:
         """Forget one request: the longest waiting, else the longest decoding."""
         requests = self._waiting or self._decoding
-        del requests[next(iter(requests))]
+        phase = requests.pop(next(iter(requests)))
+        if requests is self._waiting:
+            self._backlog.left(phase[0], phase[2], is_served=False)
         self.evicted_ids += 1
 
     def _count_stray(self, request_id: str) -> None:
@@ -255,11 +273,3 @@ class SemiPDMetricsCollector:
             self.repeated_ids += 1
         else:
             self.unknown_ids += 1
-
-
-def summarise(latencies_ms: np.ndarray) -> LatencySummary:
-    """Return count and percentiles of latencies, milliseconds."""
-    if not len(latencies_ms):
-        return LatencySummary()
-    percentiles = np.percentile(latencies_ms, PERCENTILES)
-    return LatencySummary(len(latencies_ms), *map(float, percentiles))

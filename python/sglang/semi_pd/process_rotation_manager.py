@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sglang.semi_pd.errors import RotationError
 from sglang.semi_pd.sm_allocation import SMAllocation
@@ -30,6 +30,19 @@ class SplitMechanism(Protocol):
         Raises:
             RotationError: they do not; the old split is in force.
         """
+
+
+@runtime_checkable
+class StatesMoves(Protocol):
+    """A mechanism that says what its moves cost and which splits it has.
+
+    Attributes:
+        move_cost_s: what one move takes from serving, seconds.
+        offered_splits: the only splits it can bring into force; empty if any.
+    """
+
+    move_cost_s: float
+    offered_splits: tuple[SMAllocation, ...]
 
 
 class ProcessRotationManager:
@@ -64,6 +77,18 @@ class ProcessRotationManager:
     def can_move(self) -> bool:
         """Whether the split can be moved while serving."""
         return self._mechanism.can_move
+
+    @property
+    def move_cost_s(self) -> float:
+        """What a move takes from serving, seconds; 0 where it is not stated."""
+        mechanism = self._mechanism
+        return mechanism.move_cost_s if isinstance(mechanism, StatesMoves) else 0.0
+
+    @property
+    def offered_splits(self) -> tuple[SMAllocation, ...]:
+        """The splits that can be had; empty if any can."""
+        mechanism = self._mechanism
+        return mechanism.offered_splits if isinstance(mechanism, StatesMoves) else ()
 
     def request_sm_reallocation(self, allocation: SMAllocation) -> bool:
         """Bring a split into force; False leaves the old one serving, see the log.

@@ -22,7 +22,7 @@ from sglang.semi_pd.metrics_aggregator import MetricsAggregator
 from sglang.semi_pd.monitoring.history import History
 from sglang.semi_pd.monitoring.instance_view import InstanceView
 from sglang.semi_pd.partition.cpu_share import CoreSplit
-from sglang.semi_pd.partition.fixed_split import FixedSplit
+from sglang.semi_pd.partition.fixed_split import FixedSplit, SplitBeforeStart
 from sglang.semi_pd.partition.green_split import GreenSplit
 from sglang.semi_pd.partition.realised_share import (
     CoreMeter,
@@ -60,14 +60,13 @@ from sglang.semi_pd.workers.worker_spec import load_snapshot_path
 from typing_extensions import Self
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.server.instance_load import InstanceLoadReader
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
     from sglang.srt.server_args import PortArgs, SemiPDPortArgs, ServerArgs
 
 logger = logging.getLogger(__name__)
 
 EXIT_GAVE_UP = 1
-
-NOT_STARTED = FixedSplit("the server has not started", "wait until it serves")
 
 
 class SemiPDCoordinator:
@@ -84,13 +83,14 @@ class SemiPDCoordinator:
         self.config = SemiPDConfig.from_server_args(self.server_args)
         self.run_directory = run_directory.create()
         self.rotation = ProcessRotationManager(
-            NOT_STARTED,
+            SplitBeforeStart(can_move=self._will_move()),
             SMAllocation(self.config.prefill_percent, self.config.decode_percent),
             allow_overlap=self.config.overlap_allowed,
         )
         self.readiness = Readiness()
         self.slo = SLOService(self.config, self.rotation)
-        self.history = History(lambda: InstanceView.from_status(self.get_status()))
+        self.history = History(self._observe)
+        self.loads: InstanceLoadReader | None = None
         self._partition: SMPartition = NoPartition()
         self._group: WorkerGroup | None = None
         self._supervisor: Supervisor | None = None
@@ -229,11 +229,22 @@ class SemiPDCoordinator:
             "metrics": self.metrics_aggregator.get_aggregated_metrics(),
         }
 
+    def _observe(self) -> InstanceView:
+        """For the history; brings in what the workers say of their queues."""
+        queues = self.loads.queue_lengths() if self.loads else {}
+        for role, length in queues.items():
+            self.metrics_aggregator.set_worker_metrics(role, {"queue_length": length})
+        return InstanceView.from_status(self.get_status())
+
     def get_unified_memory_usage(self) -> dict[str, Any] | None:
         """KV memory: total, allocated, and who has it; None before the start."""
         if self._table is None:
             return None
         return memory_usage.describe(self._table.usage(), self._block_bytes)
+
+    def _will_move(self) -> bool:
+        """Whether the split moves, should the backend turn out to be the best one."""
+        return self.config.partition_backend not in ("mps", "none")
 
     def _split_mechanism(self) -> SplitMechanism:
         if self._partition.name == "none":

@@ -184,7 +184,14 @@ class SLOAwareResourceController:
     def _observe(self, now: float) -> DecisionInputs:
         """Take the window since the last change and learn from it."""
         current = self._actuator.current_allocation
-        snapshot = self._collector.snapshot(now=now, since_s=self._state.last_change_s)
+        since_s = now - self.limits.window_s
+        if self._state.last_change_s is not None:
+            since_s = max(since_s, self._state.last_change_s)
+        snapshot = self._collector.snapshot(now=now, since_s=since_s)
+        running = self._collector.look_at_running(now=now)
+        snapshot = replace(
+            snapshot, running_tpot=running.tpot, prefill_duty=running.prefill_duty
+        )
         model = self._fitter.model
         if min(snapshot.ttft.count, snapshot.tpot.count) >= self.limits.min_samples:
             percentile = self.slo_constraints.percentile

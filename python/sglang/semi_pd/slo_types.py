@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+from sglang.semi_pd.control.split_offer import SplitOffer
 from sglang.semi_pd.sm_allocation import FULL_PERCENTAGE, SMAllocation
 from sglang.semi_pd.utils import InstanceRole
 
@@ -55,6 +56,7 @@ class Reason(str, Enum):
     LIGHT_LOAD = "light_load"
     SPLIT_DOES_NOT_PAY = "split_does_not_pay"
     SPLIT_PAYS_AGAIN = "split_pays_again"
+    LESS_OF_BOTH_FAILS = "less_of_both_fails"
 
 
 def _invalid(field_name: str, value: object, wanted: str) -> ValueError:
@@ -107,6 +109,13 @@ class MetricsSnapshot:
 
     Rates are per second over the window; lengths are tokens; ``taken_at_s`` is on the
     collector's clock. The controller has no other notion of time.
+
+    The last four look at what is under way, so they show a change of load before a
+    latency does. ``waiting_prompt_tokens``: prompts that have no first token yet.
+    ``prefill_duty``: the part of the time, 0 to 1, in which there were such prompts.
+    ``prefill_s_per_token``: that time over the prompt tokens that left the queue,
+    seconds. ``running_tpot``: time per token of the requests that decode, each since
+    the last look.
     """
 
     taken_at_s: float
@@ -121,6 +130,10 @@ class MetricsSnapshot:
     mean_output_length: float = 0.0
     prefill_queue_length: int = 0
     decode_queue_length: int = 0
+    waiting_prompt_tokens: int = 0
+    prefill_duty: float = math.nan
+    prefill_s_per_token: float = math.nan
+    running_tpot: LatencySummary = field(default_factory=LatencySummary)
 
     @property
     def prompt_tokens_per_s(self) -> float:
@@ -167,6 +180,10 @@ class ControlLimits:
         patience_windows: hopeless windows in a row before AUTO gives up splitting.
         light_load: prefill utilisation under which AUTO leaves the GPU undivided.
         unpartitioned_dwell_s: least stay at (100, 100), seconds.
+        horizon_s: how far ahead an offer with measured speeds is judged, seconds.
+        least_gain: part of the worse excess that such a move must promise to save.
+        window_s: how far back a decision looks at most, seconds.
+        offers: the only splits that can be had; empty where any can.
     """
 
     mode: ControlMode = ControlMode.FOLLOW
@@ -184,6 +201,10 @@ class ControlLimits:
     patience_windows: int = 3
     light_load: float = 0.02
     unpartitioned_dwell_s: float = 60.0
+    horizon_s: float = 4.0
+    least_gain: float = 0.15
+    window_s: float = 1e9
+    offers: tuple[SplitOffer, ...] = ()
 
     def __post_init__(self) -> None:
         low, high = self.min_percentage, self.max_percentage
@@ -211,8 +232,14 @@ class ControlLimits:
     def contains(self, allocation: SMAllocation) -> bool:
         """Whether a split respects the bounds and the overlap rule."""
         shares = (allocation.prefill_percentage, allocation.decode_percentage)
+        if self.offers:
+            return self.offer_of(allocation) is not None
         is_inside = all(self.min_percentage <= s <= self.max_percentage for s in shares)
         return is_inside and (self.allow_overlap or sum(shares) <= FULL_PERCENTAGE)
+
+    def offer_of(self, allocation: SMAllocation) -> SplitOffer | None:
+        """Return the offer of a split, or None if it is not offered."""
+        return next((o for o in self.offers if o.allocation == allocation), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,11 @@ class SMAllocation:
             _bounded(self.decode_percentage - sign * step, 1, FULL_PERCENTAGE),
         )
 
+    def distance_to(self, other: SMAllocation) -> int:
+        """Return how many percent the two workers' shares differ by, together."""
+        prefill = abs(self.prefill_percentage - other.prefill_percentage)
+        return prefill + abs(self.decode_percentage - other.decode_percentage)
+
     def clamped(self, minimum: int, maximum: int) -> SMAllocation:
         """Return the split with each share forced into minimum..maximum percent."""
         return replace(

@@ -127,6 +127,32 @@ class ServerArgs(ServerArgs):  # type: ignore[no-redef]
         Arg(help="Time between two looks at the SLOs, in seconds (default: 10.0)."),
         NS("semi_pd"),
     ] = 10.0
+    slo_mode: A[
+        Literal["auto", "follow", "advise"],
+        Arg(
+            help="What the SLO controller may do: follow moves the split, auto may "
+            "also give up splitting where that does not pay, advise only says what it "
+            "would do (default: follow)."
+        ),
+        NS("semi_pd"),
+    ] = "follow"
+    slo_calibration: A[
+        str | None,
+        Arg(
+            help="JSON file with the measured speeds of splits, as written by "
+            "`semi-pd simulate --calibrate`; with it the SLO controller compares "
+            "splits before it moves (default: none)."
+        ),
+        NS("semi_pd"),
+    ] = None
+    slo_decision_log: A[
+        str | None,
+        Arg(
+            help="File to which each decision of the SLO controller is appended as "
+            "one line of JSON, for `semi-pd replay` (default: none)."
+        ),
+        NS("semi_pd"),
+    ] = None
     initial_prefill_sm: A[
         int,
         Arg(

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sglang.semi_pd.cli import simulate_calibration, simulate_fleet
+
 if TYPE_CHECKING:
     from sglang.semi_pd.simulation.simulation import ControlledRun, SimulationReport
     from sglang.semi_pd.simulation.trace import Trace
@@ -34,6 +36,14 @@ def add_parser(subparsers: Any) -> None:
     load.add_argument(
         "--rate-scale", type=float, default=1.0, help="arrivals this much denser"
     )
+    load.add_argument(
+        "--phase",
+        action="append",
+        metavar="RATE:IN:OUT",
+        help="instead of --poisson: loads that take turns",
+    )
+    load.add_argument("--phase-seconds", type=float, default=60.0, metavar="S")
+    load.add_argument("--repeats", type=int, default=3, help="turns of each phase")
     serving = parser.add_argument_group("serving")
     serving.add_argument(
         "--split",
@@ -44,12 +54,27 @@ def add_parser(subparsers: Any) -> None:
     serving.add_argument(
         "--controller", metavar="X/Y", help="also let the SLO controller start here"
     )
+    serving.add_argument(
+        "--offer",
+        action="append",
+        metavar="X/Y",
+        help="a split the controller may choose, with the calibration's speeds; repeat",
+    )
+    serving.add_argument(
+        "--move-cost", type=float, default=1e-4, metavar="S", help="of one move"
+    )
+    serving.add_argument(
+        "--slo-mode", choices=("auto", "follow", "advise"), default="follow"
+    )
+    serving.add_argument("--slo-percentile", type=int, default=95)
     serving.add_argument("--enable-sm-overlap", action="store_true")
     serving.add_argument("--gpus", type=int, default=1, help="instances, round robin")
     serving.add_argument("--slo-ttft-target", type=float, default=100.0, metavar="MS")
     serving.add_argument("--slo-tpot-target", type=float, default=50.0, metavar="MS")
     serving.add_argument("--slo-monitoring-interval", type=float, default=10.0)
     serving.add_argument("--calibration", type=Path, metavar="FILE", help="JSON")
+    simulate_calibration.add_arguments(parser)
+    simulate_fleet.add_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object")
     output.add_argument("--plot", type=Path, metavar="FILE", help="needs matplotlib")
@@ -65,11 +90,17 @@ def run(options: argparse.Namespace) -> int:
 
     if options.gpus < 1:
         raise ValueError(f"--gpus must be at least 1, not {options.gpus}")
-    trace = _load_trace(options)
-    constraints = SLOConstraints(options.slo_ttft_target, options.slo_tpot_target)
-    coefficients = SimulatorCoefficients()
+    constraints = SLOConstraints(
+        options.slo_ttft_target, options.slo_tpot_target, options.slo_percentile
+    )
+    coefficients = SimulatorCoefficients.builtin()
     if options.calibration is not None:
         coefficients = SimulatorCoefficients.load(options.calibration)
+    if options.calibrate is not None or options.validate is not None:
+        return simulate_calibration.run(options, coefficients)
+    trace = _load_trace(options)
+    if options.fleet:
+        return simulate_fleet.run(options, trace, constraints, coefficients)
     reports = [
         simulate(
             trace,
@@ -89,16 +120,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _load_trace(options: argparse.Namespace) -> Trace:
-    from sglang.semi_pd.simulation.trace import Trace
+    from sglang.semi_pd.simulation.trace import Phase, Trace
 
-    if (options.trace is None) == (options.poisson is None):
-        raise ValueError("give either TRACE or --poisson RATE")
-    for name in ("poisson", "input", "output", "requests", "rate_scale"):
+    loads = (options.trace, options.poisson, options.phase)
+    if sum(load is not None for load in loads) != 1:
+        raise ValueError("give one load: TRACE or --poisson RATE or --phase")
+    positive = ("poisson", "input", "output", "requests", "rate_scale", "repeats")
+    for name in (*positive, "phase_seconds"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be positive")
     if options.trace is not None:
         return Trace.load(options.trace).scaled(options.rate_scale)
+    if options.phase is not None:
+        return Trace.alternating(
+            [Phase.parse(text) for text in options.phase],
+            phase_s=options.phase_seconds,
+            repeats=options.repeats,
+            seed=options.seed,
+        ).scaled(options.rate_scale)
     trace = Trace.poisson(
         options.poisson,
         requests=options.requests,
@@ -112,20 +152,33 @@ def _load_trace(options: argparse.Namespace) -> Trace:
 def _run_controller(
     options: argparse.Namespace, trace: Trace, constraints: Any, coefficients: Any
 ) -> ControlledRun:
+    from sglang.semi_pd.control.control_pace import ControlPace
     from sglang.semi_pd.simulation.simulation import simulate_controlled
-    from sglang.semi_pd.slo_types import ControlLimits
+    from sglang.semi_pd.slo_types import ControlLimits, ControlMode
     from sglang.semi_pd.sm_allocation import SMAllocation
 
     overlap = options.enable_sm_overlap
+    offers = [SMAllocation.parse(text) for text in options.offer or ()]
+    pace = ControlPace.for_move(
+        options.move_cost,
+        interval_s=options.slo_monitoring_interval,
+        window_s=30.0,
+        speeds_are_known=bool(offers),
+    )
     return simulate_controlled(
         trace.part(0, options.gpus),
         SMAllocation.parse(options.controller).validate(allow_overlap=overlap),
         constraints,
         limits=ControlLimits(
-            allow_overlap=overlap, max_percentage=100 if overlap else 90
+            mode=ControlMode(options.slo_mode),
+            allow_overlap=overlap,
+            max_percentage=100 if overlap else 90,
+            cooldown_s=pace.cooldown_s,
+            window_s=pace.window_s,
+            offers=coefficients.offers(offers),
         ),
         coefficients=coefficients,
-        interval_s=options.slo_monitoring_interval,
+        interval_s=pace.interval_s,
     )
 
 

@@ -14,15 +14,13 @@ import types
 import typing
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 from sglang.semi_pd.control.decision_inputs import DecisionInputs
 from sglang.semi_pd.slo_types import Decision
 
 KIND = "semi_pd_decision"
 VERSION = 1
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,8 @@ def decode_line(line: str) -> DecisionRecord:
     if payload.get("version") != VERSION:
         raise ValueError(f"version {payload.get('version')!r}, not {VERSION}")
     try:
-        return _from_plain(DecisionRecord, payload)
+        record: DecisionRecord = _from_plain(DecisionRecord, payload)
+        return record
     except (KeyError, TypeError) as error:
         raise ValueError(f"incomplete decision line: {error}") from error
 
@@ -66,10 +65,18 @@ def _to_plain(value: object) -> Any:
     return value
 
 
-def _from_plain(kind: type[_T], value: Any) -> _T:
+def _from_plain(kind: type[Any], value: Any) -> Any:
     """Rebuild a dataclass from its plain form by the types of its fields."""
     hints = _field_types(kind)
-    return kind(**{name: _read(hint, value[name]) for name, hint in hints.items()})
+    defaults = {f.name for f in dataclasses.fields(kind) if _has_default(f)}
+    present = [name for name in hints if name in value or name not in defaults]
+    return kind(**{name: _read(hints[name], value[name]) for name in present})
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    """Whether a line of an older version may lack it."""
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
 
 
 def _read(hint: Any, value: Any) -> Any:

@@ -17,8 +17,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from sglang.semi_pd.control.control_steps import (
+    change,
+    is_cooling_down,
+    keep,
+    remember_failing,
+)
 from sglang.semi_pd.control.decision_inputs import DECODE, PREFILL, DecisionInputs
 from sglang.semi_pd.control.latency_model import LatencyModel
+from sglang.semi_pd.control.outlook_policy import decide_by_outlook
+from sglang.semi_pd.control.split_outlook import can_judge
 from sglang.semi_pd.control.split_search import (
     best_split,
     filled_up,
@@ -35,8 +43,6 @@ from sglang.semi_pd.slo_types import (
 )
 from sglang.semi_pd.sm_allocation import UNPARTITIONED, SMAllocation
 from sglang.semi_pd.utils import InstanceRole
-
-_FAVOURED = {Reason.TTFT_FAILS: PREFILL, Reason.TPOT_FAILS: DECODE}
 
 
 def decide(  # noqa: PLR0913 - each is one recorded input
@@ -59,11 +65,13 @@ def decide(  # noqa: PLR0913 - each is one recorded input
 
 def decide_from(inputs: DecisionInputs) -> Decision:
     """``decide`` for recorded inputs."""
+    if can_judge(inputs):
+        return decide_by_outlook(inputs)
     unusable = _unusable_reason(inputs)
     if unusable is not None:
         return Decision(inputs.current, unusable, inputs.state)
     failing = inputs.failing
-    inputs = replace(inputs, state=_remember_failing(inputs.state, failing))
+    inputs = replace(inputs, state=remember_failing(inputs.state, failing))
     fell_back = inputs.state.last_split is not None
     is_divisible = inputs.limits.allow_overlap and not fell_back
     if inputs.current.is_unpartitioned and not is_divisible:
@@ -73,9 +81,9 @@ def decide_from(inputs: DecisionInputs) -> Decision:
         if given_up is not None:
             return given_up
     if not failing:
-        return _keep(inputs, Reason.SLO_MET)
-    if _is_cooling_down(inputs, inputs.limits.cooldown_s):
-        return _keep(inputs, Reason.COOLING_DOWN)
+        return keep(inputs, Reason.SLO_MET)
+    if is_cooling_down(inputs, inputs.limits.cooldown_s):
+        return keep(inputs, Reason.COOLING_DOWN)
     if len(failing) == 2:
         return _decide_both_fail(inputs)
     return _favour(inputs, failing[0])
@@ -98,42 +106,18 @@ def _unusable_reason(inputs: DecisionInputs) -> Reason | None:
     return None
 
 
-def _remember_failing(
-    state: ControlState, failing: tuple[InstanceRole, ...]
-) -> ControlState:
-    """Count windows in a row in which one role alone fails, and the hopeless ones.
-
-    Hopeless are windows in which both fail, or one that no step can help; a window in
-    which both SLOs are met ends the count.
-    """
-    role = failing[0] if len(failing) == 1 else None
-    is_same = role is not None and role is state.failing
-    windows = state.failing_windows + 1 if is_same else int(role is not None)
-    hopeless = state.hopeless_windows + (len(failing) == 2) if failing else 0
-    return replace(
-        state, failing=role, failing_windows=windows, hopeless_windows=hopeless
-    )
-
-
-def _is_cooling_down(inputs: DecisionInputs, least_s: float) -> bool:
-    last_change_s = inputs.state.last_change_s
-    if last_change_s is None:
-        return False
-    return inputs.snapshot.taken_at_s - last_change_s < least_s
-
-
 def _favour(inputs: DecisionInputs, role: InstanceRole) -> Decision:
     """Move SMs to the role whose SLO alone fails (Algorithm 1, lines 8 to 17)."""
     if not _is_confirmed(inputs, role):
-        return _keep(inputs, Reason.AWAITING_CONFIRMATION)
+        return keep(inputs, Reason.AWAITING_CONFIRMATION)
     allocation, stopped_by = step_until_estimate_meets(inputs, role)
     if allocation != inputs.current:
         is_prefill = role is PREFILL
         reason = Reason.TTFT_FAILS if is_prefill else Reason.TPOT_FAILS
-        return _change(inputs, allocation, reason)
+        return change(inputs, allocation, reason)
     hopeless = inputs.state.hopeless_windows + 1
     state = replace(inputs.state, hopeless_windows=hopeless)
-    return _keep(replace(inputs, state=state), stopped_by)
+    return keep(replace(inputs, state=state), stopped_by)
 
 
 def _is_confirmed(inputs: DecisionInputs, role: InstanceRole) -> bool:
@@ -155,14 +139,14 @@ def _decide_both_fail(inputs: DecisionInputs) -> Decision:
     """Hand out SMs that nobody uses, if any; otherwise there is nothing to adjust."""
     filled = filled_up(inputs.current, inputs.limits)
     if filled == inputs.current:
-        return _keep(inputs, Reason.BOTH_FAIL)
-    return _change(inputs, filled, Reason.UNUSED_SHARE)
+        return keep(inputs, Reason.BOTH_FAIL)
+    return change(inputs, filled, Reason.UNUSED_SHARE)
 
 
 def _give_up_splitting(inputs: DecisionInputs) -> Decision | None:
     """Return the fall-back to (100, 100) where splitting does not pay (AUTO mode)."""
     limits = inputs.limits
-    if inputs.current.is_unpartitioned or _is_cooling_down(inputs, limits.cooldown_s):
+    if inputs.current.is_unpartitioned or is_cooling_down(inputs, limits.cooldown_s):
         return None
     load = inputs.model.prefill_load(inputs.snapshot.prompt_tokens_per_s)
     if not inputs.failing and load <= limits.light_load:
@@ -183,15 +167,15 @@ def _give_up_splitting(inputs: DecisionInputs) -> Decision | None:
 
 def _unpartition(inputs: DecisionInputs, reason: Reason, advice: str) -> Decision:
     state = replace(inputs.state, last_split=inputs.current)
-    return _change(replace(inputs, state=state), UNPARTITIONED, reason, advice)
+    return change(replace(inputs, state=state), UNPARTITIONED, reason, advice)
 
 
 def _decide_unpartitioned(inputs: DecisionInputs) -> Decision:
     """Divide the GPU again once an SLO fails and a split is expected to help."""
     if not inputs.failing:
-        return _keep(inputs, Reason.SLO_MET)
-    if _is_cooling_down(inputs, inputs.limits.unpartitioned_dwell_s):
-        return _keep(inputs, Reason.COOLING_DOWN)
+        return keep(inputs, Reason.SLO_MET)
+    if is_cooling_down(inputs, inputs.limits.unpartitioned_dwell_s):
+        return keep(inputs, Reason.COOLING_DOWN)
     split, excess = best_split(inputs)
     was_split = inputs.state.last_split is not None
     if was_split and excess > 1:
@@ -199,39 +183,6 @@ def _decide_unpartitioned(inputs: DecisionInputs) -> Decision:
             f"the best split, {split}, is predicted at {excess:.2f} of the worse "
             "target: plain scheduling (mixed chunked prefill) would serve better"
         )
-        return _keep(inputs, Reason.STAYS_UNPARTITIONED, advice)
+        return keep(inputs, Reason.STAYS_UNPARTITIONED, advice)
     inputs = replace(inputs, state=replace(inputs.state, last_split=None))
-    return _change(inputs, split, Reason.SPLIT_PAYS_AGAIN)
-
-
-def _keep(inputs: DecisionInputs, reason: Reason, advice: str = "") -> Decision:
-    return _decision(inputs, inputs.current, reason, advice)
-
-
-def _change(
-    inputs: DecisionInputs, allocation: SMAllocation, reason: Reason, advice: str = ""
-) -> Decision:
-    """Return the change and forget the failures that led to it."""
-    state = replace(
-        inputs.state,
-        last_change_s=inputs.snapshot.taken_at_s,
-        favoured=_FAVOURED.get(reason, inputs.state.favoured),
-        failing=None,
-        failing_windows=0,
-        hopeless_windows=0,
-    )
-    return _decision(replace(inputs, state=state), allocation, reason, advice)
-
-
-def _decision(
-    inputs: DecisionInputs, allocation: SMAllocation, reason: Reason, advice: str
-) -> Decision:
-    return Decision(
-        allocation=allocation,
-        reason=reason,
-        state=inputs.state,
-        failing=inputs.failing,
-        ttft_estimate_ms=inputs.estimate_ms(PREFILL, allocation),
-        tpot_estimate_ms=inputs.estimate_ms(DECODE, allocation),
-        advice=advice,
-    )
+    return change(inputs, split, Reason.SPLIT_PAYS_AGAIN)

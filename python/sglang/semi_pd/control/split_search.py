@@ -48,6 +48,8 @@ def increased(
     in the other if the increase leads to overflow": what the role's cap cannot take is
     taken from the other worker, and so is what would overlap where that is not allowed.
     """
+    if limits.offers:
+        return _next_offer(allocation, role, limits)
     other_role = DECODE if role is PREFILL else PREFILL
     own = allocation.percentage_of(role)
     other = allocation.percentage_of(other_role)
@@ -63,8 +65,25 @@ def increased(
     return SMAllocation(reduced, grown)
 
 
+def _next_offer(
+    allocation: SMAllocation, role: InstanceRole, limits: ControlLimits
+) -> SMAllocation:
+    """Return the offer with the next larger share for a role; unchanged at the end."""
+    share = allocation.share_of(role)
+    larger = [split for split in _divided(limits) if split.share_of(role) > share]
+    return min(larger, key=lambda split: split.share_of(role), default=allocation)
+
+
+def _divided(limits: ControlLimits) -> list[SMAllocation]:
+    """The offers that do divide the GPU; only AUTO may choose the one that does not."""
+    splits = [offer.allocation for offer in limits.offers]
+    return [split for split in splits if not split.is_unpartitioned]
+
+
 def within_bounds(allocation: SMAllocation, limits: ControlLimits) -> SMAllocation:
     """Return the nearest split that the limits allow."""
+    if limits.offers:
+        return min(_divided(limits), key=allocation.distance_to, default=allocation)
     clamped = allocation.clamped(limits.min_percentage, limits.max_percentage)
     if limits.allow_overlap or not clamped.is_overlapping:
         return clamped
@@ -76,6 +95,8 @@ def within_bounds(allocation: SMAllocation, limits: ControlLimits) -> SMAllocati
 def filled_up(allocation: SMAllocation, limits: ControlLimits) -> SMAllocation:
     """Return the split with SMs that no worker uses handed out in proportion."""
     total = allocation.prefill_percentage + allocation.decode_percentage
+    if limits.offers:
+        return within_bounds(allocation, limits)
     if total >= FULL_PERCENTAGE:
         return allocation
     prefill = round(FULL_PERCENTAGE * allocation.prefill_percentage / total)
@@ -97,10 +118,12 @@ def best_split(inputs: DecisionInputs) -> tuple[SMAllocation, float]:
             for role in (PREFILL, DECODE)
         )
 
-    if limits.allow_overlap:
+    if limits.offers:
+        splits = _divided(limits)
+    elif limits.allow_overlap:
         splits = [SMAllocation(x, y) for x in shares for y in shares]
     else:
         highest = limits.max_percentage
         splits = [SMAllocation(x, min(highest, FULL_PERCENTAGE - x)) for x in shares]
-    best = min(splits, key=worse_excess)
+    best = min(splits, key=worse_excess, default=inputs.current)
     return best, worse_excess(best)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sglang.semi_pd.errors import ConfigError
@@ -43,6 +44,7 @@ SHARES: Mapping[str, int] = {"initial_prefill_sm": 70, "initial_decode_sm": 30}
 """Fields in percent of the SMs, with their defaults."""
 
 PARTITION_BACKENDS = ("auto", "green", "mps", "none")
+SLO_MODES = ("auto", "follow", "advise")
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
@@ -196,6 +198,22 @@ def check_choice(field: str, value: str, choices: Sequence[str]) -> None:
             f"{flag(field)} {value} is refused",
             why="there is no such choice",
             mend="supported: " + ", ".join(choices),
+        )
+
+
+def check_files(calibration: str | None, decision_log: str | None) -> None:
+    """Refuse a calibration that is not there, or a log that cannot be written."""
+    if calibration is not None and not Path(calibration).is_file():
+        raise ConfigError(
+            f"--slo-calibration {calibration} is refused",
+            why="there is no such file",
+            mend="write one with semi-pd simulate --calibrate RUN --out FILE",
+        )
+    if decision_log is not None and not Path(decision_log).absolute().parent.is_dir():
+        raise ConfigError(
+            f"--slo-decision-log {decision_log} is refused",
+            why="its folder does not exist",
+            mend="make the folder first",
         )
 
 

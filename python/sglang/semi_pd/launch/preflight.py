@@ -119,6 +119,11 @@ def check_own_flags(line: CommandLine) -> None:
         line.value("--sm-partition-backend") or "auto",
         flag_rules.PARTITION_BACKENDS,
     )
+    mode = line.value("--slo-mode") or "follow"
+    flag_rules.check_choice("slo_mode", mode, flag_rules.SLO_MODES)
+    flag_rules.check_files(
+        line.value("--slo-calibration"), line.value("--slo-decision-log")
+    )
 
 
 def check_limits(line: CommandLine) -> None:

@@ -18,6 +18,9 @@ OUR_FLAGS = frozenset(
         *flag_rules.SHARES,
         "enable_sm_overlap",
         "sm_partition_backend",
+        "slo_mode",
+        "slo_calibration",
+        "slo_decision_log",
     )
 )
 """Every flag of Semi-PD."""

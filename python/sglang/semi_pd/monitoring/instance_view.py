@@ -218,13 +218,10 @@ def _load(metrics: Document) -> Load:
 def _blocks(usage: Document | None) -> Blocks:
     if usage is None:
         return Blocks(total=0, total_bytes=0, by_state={})
-    by_state = usage.get("blocks_by_state")
-    if by_state is None:
-        by_state = {"free": usage["free_blocks"], **usage["blocks_by_role"]}
     return Blocks(
         total=usage["total_blocks"],
         total_bytes=usage["total_memory_bytes"],
-        by_state=by_state,
+        by_state=usage["blocks_by_state"],
     )
 
 

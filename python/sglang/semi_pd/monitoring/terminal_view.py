@@ -19,11 +19,10 @@ from sglang.semi_pd.monitoring.instance_view import InstanceView, Latency, Share
 PREFILL, DECODE, FREE = "blue", "dark_orange", "grey37"
 GOOD, BAD, SOFT = "green", "red", "grey62"
 STATE_COLOURS = {
-    "prefill": PREFILL,
-    "decode": DECODE,
-    "free": FREE,
+    "running": "dark_cyan",
+    "leased": "grey58",
     "cached": "medium_purple",
-    "shared": "dark_cyan",
+    "free": FREE,
 }
 _LEVELS = "▁▂▃▄▅▆▇█"
 _SPARKS, _EVENTS = 24, 5

@@ -54,6 +54,8 @@ class CoreSplit:
     """
 
     can_move = True
+    move_cost_s = 0.05  # both workers end the batch they are at
+    offered_splits: tuple[SMAllocation, ...] = ()
 
     def __init__(
         self,

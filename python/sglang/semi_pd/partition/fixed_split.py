@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A split that cannot be moved while the server serves."""
+"""A split that cannot be moved while the server serves, or not yet."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ class FixedSplit:
     """
 
     can_move = False
+    move_cost_s = 0.0
+    offered_splits: tuple[SMAllocation, ...] = ()
 
     def __init__(self, why: str, mend: str) -> None:
         self._why, self._mend = why, mend
@@ -30,4 +32,27 @@ class FixedSplit:
             f"{allocation} is not in force",
             why=self._why,
             mend=self._mend,
+        )
+
+
+class SplitBeforeStart:
+    """Until the server has started, and tried what works on its GPU.
+
+    Args:
+        can_move: whether the split is going to move once it has.
+    """
+
+    def __init__(self, *, can_move: bool) -> None:
+        self.can_move = can_move
+
+    def apply(self, allocation: SMAllocation) -> None:
+        """Refuse.
+
+        Raises:
+            RotationError: always.
+        """
+        raise RotationError(
+            f"{allocation} is not in force",
+            why="the server has not started",
+            mend="wait until it serves",
         )

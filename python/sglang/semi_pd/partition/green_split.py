@@ -31,6 +31,8 @@ class GreenSplit:
     """
 
     can_move = True
+    move_cost_s = 1e-4  # two events on each worker's streams, decision 12
+    offered_splits: tuple[SMAllocation, ...] = ()  # any; rounded to units of SMs
 
     def __init__(
         self,

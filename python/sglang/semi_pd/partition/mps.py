@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """NVIDIA MPS: a private daemon for one instance, and the environment of its clients.
 
-The only file that starts another program. The daemon lives in the run directory and is
+The daemon lives in the run directory and is
 nobody else's: the default pipe directory is never used, and one inherited from the
 environment is never joined by accident. The resident stays outside MPS, so that what
 ends the clients cannot take weights and KV cache with it.

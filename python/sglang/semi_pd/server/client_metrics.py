@@ -7,9 +7,11 @@ tokenising and queueing. Lives in the main process, on its event loop.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.metrics_collector import SemiPDMetricsCollector
+from sglang.semi_pd.server import slo_class
 
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
@@ -18,14 +20,20 @@ _HEALTH_CHECK = "HEALTH_CHECK"
 
 
 class ClientMetrics:
-    """Feeds a collector from what passes through SGLang's TokenizerManager."""
+    """Feeds a collector from what passes through SGLang's TokenizerManager.
 
-    def __init__(self, collector: SemiPDMetricsCollector) -> None:
-        self._collector = collector
+    Args:
+        window_s: the collector's window, seconds.
+    """
+
+    def __init__(self, window_s: float) -> None:
+        self.collector = SemiPDMetricsCollector(window_s, progress=self._tokens_so_far)
         self._generating: set[str] = set()
+        self._states: Mapping[str, Any] = {}
 
     def sent(self, manager: TokenizerManager, message: Any) -> None:
         """A message went to the workers; note the requests in it."""
+        self._states = manager.rid_to_state
         for request in message if hasattr(message, "__iter__") else [message]:
             self._arrived(manager, request)
 
@@ -43,17 +51,17 @@ class ClientMetrics:
             if rid not in self._generating:
                 self._generating.add(rid)
                 first = _first_token_time(state, worker)
-                self._collector.record_first_token(rid, now=first)
+                self.collector.record_first_token(rid, now=first)
             if state.finished:
                 self._generating.discard(rid)
-                self._collector.record_request_completion(
+                self.collector.record_request_completion(
                     rid, len(state.output_ids), now=state.time_stats.finished_time
                 )
 
     def aborted(self, rid: str) -> None:
         """A request was dropped while it waited."""
         self._generating.discard(rid)
-        self._collector.record_abort(rid)
+        self.collector.record_abort(rid)
 
     def _arrived(self, manager: TokenizerManager, request: Any) -> None:
         input_ids = getattr(request, "input_ids", None)
@@ -61,9 +69,18 @@ class ClientMetrics:
             return
         state = manager.rid_to_state.get(request.rid)
         created = state.time_stats.created_time if state is not None else None
-        self._collector.record_request_arrival(
-            request.rid, len(input_ids), now=created or None
+        self.collector.record_request_arrival(
+            request.rid,
+            len(input_ids),
+            slo_class=slo_class.of(request),
+            now=created or None,
         )
+
+    def _tokens_so_far(self, rid: str) -> int | None:
+        """Read by the controller's thread, about once a second; so nothing is counted
+        per token."""
+        state = self._states.get(rid)
+        return None if state is None else len(state.output_ids)
 
 
 def _first_token_time(state: Any, worker: Any) -> float:

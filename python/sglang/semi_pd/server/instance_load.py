@@ -132,6 +132,15 @@ class InstanceLoadReader:
                 return f"the {role.value} worker has not reported for {quiet_s:.0f} s"
         return None
 
+    def queue_lengths(self) -> dict[InstanceRole, int]:
+        """Requests that wait for each worker; without one that has gone silent."""
+        loads = {role: reader.read(0) for role, reader in self._readers.items()}
+        return {
+            role: load.num_waiting_reqs
+            for role, load in loads.items()
+            if load and time.time() - load.timestamp <= SILENCE_S
+        }
+
     def close(self) -> None:
         """Unmap the files."""
         for reader in self._readers.values():

@@ -56,6 +56,7 @@ class MainProcessHooks:
             f"{_MANAGER}._dispatch_to_scheduler": self.dispatch,
             _LOAD_PATH: self.load_snapshot_path,
             f"{_MANAGER}._async_dispatch_to_scheduler": self.dispatch_async,
+            f"{_MANAGER}._init_req_state": self.init_request,
             f"{_MANAGER}._handle_batch_output": self.handle_output,
             f"{_MANAGER}._handle_abort_req": self.handle_abort,
             f"{_MANAGER}.get_internal_state": self.internal_state,
@@ -81,6 +82,7 @@ class MainProcessHooks:
         self.coordinator = coordinator
         run_directory.adopt_sockets(coordinator.run_directory, port_args)
         self._loads = InstanceLoadReader(coordinator.load_snapshot_path)
+        coordinator.loads = self._loads
         self._extend_http_server(coordinator)
         start_progress.enter("starting resident, prefill and decode")
         group = coordinator.start_processes(port_args)
@@ -160,6 +162,22 @@ class MainProcessHooks:
         else:
             self.coordinator.slo.clients.sent(manager, message)
             await self.coordinator.switchboard.router.send_async(message)
+
+    def init_request(
+        self,
+        original: Original,
+        manager: Any,
+        obj: Any,
+        request: Any = None,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
+        """Note whether the request is interactive or batch."""
+        if self.coordinator is not None:
+            from sglang.semi_pd.server import slo_class
+
+            slo_class.note(obj, request)
+        return original(manager, obj, request, *arguments, **options)
 
     async def handle_output(
         self, original: Original, manager: Any, output: Any

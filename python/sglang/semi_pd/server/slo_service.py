@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sglang.semi_pd.control.control_pace import ControlPace
+from sglang.semi_pd.control.split_offer import SplitOffer, default_splits, in_order
 from sglang.semi_pd.metrics_aggregator import MetricsAggregator
-from sglang.semi_pd.metrics_collector import SemiPDMetricsCollector
 from sglang.semi_pd.server.client_metrics import ClientMetrics
+from sglang.semi_pd.simulation.simulator_coefficients import SimulatorCoefficients
 from sglang.semi_pd.slo_algorithm import (
     ControlLimits,
     ControlMode,
     SLOAwareResourceController,
     SLOConstraints,
 )
+from sglang.semi_pd.sm_allocation import FULL_PERCENTAGE
 
 if TYPE_CHECKING:
     from sglang.semi_pd.config import SemiPDConfig
@@ -27,19 +31,33 @@ class SLOService:
     """
 
     def __init__(self, config: SemiPDConfig, rotation: ProcessRotationManager) -> None:
-        collector = SemiPDMetricsCollector(window_size_seconds=config.slo_window_s)
-        self.clients = ClientMetrics(collector)
-        self.aggregator = MetricsAggregator(collector)
+        self.clients = ClientMetrics(config.slo_window_s)
+        self.aggregator = MetricsAggregator(self.clients.collector)
         self._moves_split = config.moves_split
+        offers = _offers(config, rotation)
+        pace = ControlPace.for_move(
+            rotation.move_cost_s,
+            interval_s=config.slo_monitoring_interval_s,
+            window_s=config.slo_window_s,
+            speeds_are_known=any(offer.speeds is not None for offer in offers),
+        )
+        mode = ControlMode(config.slo_mode)
+        overlap = config.overlap_allowed
+        log = config.slo_decision_log
         self._controller = SLOAwareResourceController(
             SLOConstraints(config.slo_ttft_target_ms, config.slo_tpot_target_ms),
-            collector,
+            self.clients.collector,
             rotation,
             limits=ControlLimits(
-                mode=ControlMode.FOLLOW if rotation.can_move else ControlMode.ADVISE,
-                allow_overlap=config.overlap_allowed,
+                mode=mode if rotation.can_move else ControlMode.ADVISE,
+                allow_overlap=overlap,
+                max_percentage=FULL_PERCENTAGE if overlap else 90,
+                cooldown_s=pace.cooldown_s,
+                window_s=pace.window_s,
+                offers=offers,
             ),
-            monitoring_interval_s=config.slo_monitoring_interval_s,
+            monitoring_interval_s=pace.interval_s,
+            decision_log=Path(log) if log is not None else None,
         )
 
     def start(self) -> None:
@@ -54,3 +72,24 @@ class SLOService:
     def get_status(self) -> dict[str, Any]:
         """The controller's state and counters."""
         return self._controller.get_status()
+
+
+def _offers(
+    config: SemiPDConfig, rotation: ProcessRotationManager
+) -> tuple[SplitOffer, ...]:
+    """The splits to choose from, with their speeds where a calibration has them.
+
+    Raises:
+        ConfigError: the calibration cannot be read.
+    """
+    splits = in_order(
+        split
+        for split in rotation.offered_splits
+        if config.overlap_allowed or split.is_unpartitioned or not split.is_overlapping
+    )
+    if config.slo_calibration is None:
+        return tuple(SplitOffer(split) for split in splits)
+    coefficients = SimulatorCoefficients.load(Path(config.slo_calibration))
+    return coefficients.offers(
+        splits or default_splits(overlap_allowed=config.overlap_allowed)
+    )

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from sglang.semi_pd.metrics_collector import SemiPDMetricsCollector, summarise
+from sglang.semi_pd.control.sliding_window import summarise
+from sglang.semi_pd.metrics_collector import SemiPDMetricsCollector
 from sglang.semi_pd.simulation.simulator import InstanceSimulator
 from sglang.semi_pd.simulation.simulator_coefficients import SimulatorCoefficients
 from sglang.semi_pd.simulation.trace import Trace
@@ -62,7 +63,7 @@ def simulate(
     gpus: int = 1,
 ) -> SimulationReport:
     """Serve the whole trace under one split, round robin over ``gpus`` instances."""
-    coefficients = coefficients or SimulatorCoefficients()
+    coefficients = coefficients or SimulatorCoefficients.builtin()
     instances = [
         InstanceSimulator(trace.part(index, gpus), coefficients, allocation)
         for index in range(gpus)
@@ -80,11 +81,12 @@ def simulate_controlled(  # noqa: PLR0913 - three of them have defaults
     limits: ControlLimits | None = None,
     coefficients: SimulatorCoefficients | None = None,
     interval_s: float = 10.0,
+    window_s: float = 30.0,
 ) -> ControlledRun:
     """Serve the trace on one instance while the real controller moves its split."""
-    coefficients = coefficients or SimulatorCoefficients()
+    coefficients = coefficients or SimulatorCoefficients.builtin()
     instance = InstanceSimulator(trace, coefficients, start)
-    plant = _Plant(instance, coefficients.request_overhead_s)
+    plant = _Plant(instance, coefficients.request_overhead_s, window_s)
     controller = SLOAwareResourceController(
         constraints,
         plant.collector,
@@ -103,7 +105,9 @@ def simulate_controlled(  # noqa: PLR0913 - three of them have defaults
 class _Plant:
     """The simulated instance as the controller's actuator and event source."""
 
-    def __init__(self, instance: InstanceSimulator, overhead_s: float) -> None:
+    def __init__(
+        self, instance: InstanceSimulator, overhead_s: float, window_s: float
+    ) -> None:
         self._instance = instance
         self._overhead_s = overhead_s
         self._arrivals_seen = 0
@@ -111,7 +115,11 @@ class _Plant:
         self._completions_seen = 0
         self.now_s = 0.0
         self.splits = [(0.0, instance.allocation)]
-        self.collector = SemiPDMetricsCollector(30.0, clock=lambda: self.now_s)
+        self.collector = SemiPDMetricsCollector(
+            window_s,
+            clock=lambda: self.now_s,
+            progress=lambda request_id: instance.tokens_so_far(int(request_id)),
+        )
 
     @property
     def current_allocation(self) -> SMAllocation:

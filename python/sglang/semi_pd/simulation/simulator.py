@@ -62,6 +62,7 @@ class InstanceSimulator:
         self.first_token_s = np.full(len(trace), np.nan)
         self.completion_s = np.full(len(trace), np.nan)
         self._first_step = np.zeros(len(trace), dtype=np.int64)
+        self._decoding: set[int] = set()
         self.first_token_order: list[int] = []
         self.completion_order: list[int] = []
 
@@ -69,6 +70,12 @@ class InstanceSimulator:
     def queue_length(self) -> int:
         """Prompts that have arrived and are not fully prefilled."""
         return len(self._queue)
+
+    def tokens_so_far(self, index: int) -> int:
+        """Tokens that a request has; 1 until its first decode step has ended."""
+        steps = len(self._step_ends_s) - self._first_step[index]
+        is_decoding = index in self._decoding
+        return 1 + int(steps) if is_decoding else 1
 
     def set_allocation(self, allocation: SMAllocation) -> None:
         """Use another split from each worker's next step on."""
@@ -176,6 +183,7 @@ class InstanceSimulator:
         while self._handed_over and self._batch < costs.max_decode_batch:
             index = self._handed_over.popleft()
             self._first_step[index] = step
+            self._decoding.add(index)
             last_step = step + self._output[index] - 2
             heapq.heappush(self._finishing, (last_step, index))
             self._batch += 1
@@ -200,6 +208,7 @@ class InstanceSimulator:
             index = heapq.heappop(finishing)[1]
             self._batch -= 1
             self._batch_kv_tokens -= self._input[index] + self._output[index]
+            self._decoding.discard(index)
             self._complete(index, now)
         self._decode_ends_s = _NEVER
 

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from sglang.semi_pd.control.split_offer import SplitOffer, WorkerSpeeds
 from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.sm_allocation import SMAllocation
+
+BUILTIN = Path(__file__).parent / "calibrations" / "h200_llama3_8b.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,7 @@ class StepFactors:
 class SimulatorCoefficients:
     """Measured step times of one model on one instance.
 
-    The defaults are the 8B shape on one H200. A step on the whole GPU takes
+    ``builtin`` is the 8B shape on one H200. A step on the whole GPU takes
 
         prefill: step + tokens * (per_token + per_context_token * context before it)
         decode:  step + requests * per_request + KV tokens * per_kv_token
@@ -41,34 +46,23 @@ class SimulatorCoefficients:
         max_decode_batch: most requests in one decode step.
         kv_capacity_tokens: KV cache size, tokens.
         request_overhead_s: tokenising and transport before the first token.
+        provenance: what was measured, on what, and what was not.
     """
 
-    prefill_step_s: float = 3e-3
-    prefill_s_per_token: float = 2.1e-5
-    prefill_s_per_context_token: float = 1.3e-9
-    decode_step_s: float = 4.2e-3
-    decode_s_per_request: float = 8e-6
-    decode_s_per_kv_token: float = 3.1e-8
-    prefill_speed: tuple[tuple[float, float], ...] = ((30, 0.405), (70, 0.81), (100, 1))
-    decode_speed: tuple[tuple[float, float], ...] = (
-        (30, 0.6),
-        (40, 0.776),
-        (70, 0.92),
-        (100, 1),
-    )
-    interference: tuple[tuple[float, float, float, float], ...] = (
-        (100, 100, 1.13, 6.08),
-        (80, 100, 1.65, 1.99),
-        (60, 100, 2.08, 1.61),
-        (80, 20, 1.22, 2.96),
-        (70, 30, 1.43, 2.31),
-        (60, 40, 1.75, 1.99),
-        (50, 50, 1.97, 1.99),
-    )
-    chunk_tokens: int = 8192
-    max_decode_batch: int = 256
-    kv_capacity_tokens: int = 788_000
-    request_overhead_s: float = 5e-3
+    prefill_step_s: float
+    prefill_s_per_token: float
+    prefill_s_per_context_token: float
+    decode_step_s: float
+    decode_s_per_request: float
+    decode_s_per_kv_token: float
+    prefill_speed: tuple[tuple[float, float], ...]
+    decode_speed: tuple[tuple[float, float], ...]
+    interference: tuple[tuple[float, float, float, float], ...]
+    chunk_tokens: int
+    max_decode_batch: int
+    kv_capacity_tokens: int
+    request_overhead_s: float
+    provenance: str
 
     def factors(self, allocation: SMAllocation) -> StepFactors:
         """Return the step factors under a split."""
@@ -82,12 +76,26 @@ class SimulatorCoefficients:
             decode_beside_prefill=beside[1],
         )
 
+    def offers(self, allocations: Iterable[SMAllocation]) -> tuple[SplitOffer, ...]:
+        """Return the splits with their speeds, for the controller to choose from."""
+        return tuple(self._offer(allocation) for allocation in allocations)
+
+    def _offer(self, allocation: SMAllocation) -> SplitOffer:
+        factors = self.factors(allocation)
+        speeds = WorkerSpeeds(
+            prefill_beside=1 / factors.prefill_beside_decode,
+            prefill_alone=1 / factors.prefill_alone,
+            decode_beside=1 / factors.decode_beside_prefill,
+            decode_alone=1 / factors.decode_alone,
+        )
+        return SplitOffer(allocation, speeds)
+
     def _beside(self, allocation: SMAllocation) -> tuple[float, float]:
         """Interpolate the interference table.
 
         Step time is taken as 1 / normalised share (the paper's Eq. 1) times a
-        correction, and only the correction is interpolated, by inverse squared
-        distance: splits far from the table stay sensible.
+        correction, and only the correction is interpolated, by the inverse
+        fourth power of the distance: splits far from the table stay sensible.
         """
         shares = np.array([allocation.prefill_share, allocation.decode_share])
         if not self.interference:
@@ -97,7 +105,7 @@ class SimulatorCoefficients:
         corrections = factors * caps / np.maximum(100.0, caps.sum(axis=1))[:, None]
         here = (allocation.prefill_percentage, allocation.decode_percentage)
         distance2 = ((caps - here) ** 2).sum(axis=1)
-        weights = 1.0 / (distance2 + 1e-6)
+        weights = 1.0 / (distance2**2 + 1e-6)
         prefill, decode = (weights @ corrections) / weights.sum() / shares
         return float(prefill), float(decode)
 
@@ -106,24 +114,41 @@ class SimulatorCoefficients:
         return asdict(self)
 
     @classmethod
+    def builtin(cls) -> SimulatorCoefficients:
+        """Return the calibration that comes with the package."""
+        return cls._of(_read(BUILTIN))
+
+    @classmethod
     def load(cls, path: Path) -> SimulatorCoefficients:
-        """Read a JSON object; names it lacks keep their defaults."""
+        """Read a JSON object; names it lacks are those of ``builtin``.
+
+        Raises:
+            ConfigError: the file is no calibration.
+        """
         known = {field.name for field in fields(cls)}
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = _read(path)
             unknown = sorted(set(values) - known)
             if unknown:
                 raise ValueError(f"unknown names {unknown}")
-            for name in ("prefill_speed", "decode_speed", "interference"):
-                if name in values:
-                    values[name] = tuple(tuple(line) for line in values[name])
-            return cls(**values)
+            return cls._of({**_read(BUILTIN), **values})
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{path} is not a calibration",
                 why=str(error),
                 mend=f"write a JSON object with names among {sorted(known)}",
             ) from error
+
+    @classmethod
+    def _of(cls, values: dict[str, Any]) -> SimulatorCoefficients:
+        for name in ("prefill_speed", "decode_speed", "interference"):
+            values[name] = tuple(tuple(line) for line in values[name])
+        return cls(**values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
 
 
 def _speed(curve: tuple[tuple[float, float], ...], percentage: int) -> float:

@@ -4,11 +4,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from sglang.semi_pd.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A load that lasts: requests per second, mean prompt and output, tokens."""
+
+    rate: float
+    input_length: int
+    output_length: int
+
+    @classmethod
+    def parse(cls, text: str) -> Phase:
+        """Read ``"7:4000:32"``: requests per second, prompt and output tokens."""
+        try:
+            rate, inputs, outputs = text.split(":")
+            phase = cls(float(rate), int(inputs), int(outputs))
+            if not (
+                phase.rate > 0 and min(phase.input_length, phase.output_length) > 0
+            ):
+                raise ValueError("not positive")
+        except ValueError as error:
+            raise ConfigError(
+                f"{text!r} is not a load",
+                why="a load is written RATE:INPUT:OUTPUT",
+                mend="write it like 7:4000:32",
+            ) from error
+        return phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +93,35 @@ class Trace:
 
         arrival_s = np.cumsum(random.exponential(1.0 / rate, requests))
         return cls(arrival_s, lengths(input_length), lengths(output_length))
+
+    @classmethod
+    def alternating(
+        cls, phases: Sequence[Phase], *, phase_s: float, repeats: int, seed: int = 0
+    ) -> Trace:
+        """Draw Poisson arrivals from each phase in turn, ``phase_s`` seconds each."""
+        parts = []
+        for turn in range(repeats * len(phases)):
+            phase = phases[turn % len(phases)]
+            drawn = cls.poisson(
+                phase.rate,
+                requests=int(2 * phase.rate * phase_s) + 10,
+                input_length=phase.input_length,
+                output_length=phase.output_length,
+                seed=seed * 10_000 + turn,
+            )
+            kept = drawn.arrival_s < phase_s
+            parts.append(
+                Trace(
+                    drawn.arrival_s[kept] + turn * phase_s,
+                    drawn.input_length[kept],
+                    drawn.output_length[kept],
+                )
+            )
+        return cls(
+            np.concatenate([part.arrival_s for part in parts]),
+            np.concatenate([part.input_length for part in parts]),
+            np.concatenate([part.output_length for part in parts]),
+        )
 
     @classmethod
     def load(cls, path: Path) -> Trace:

@@ -158,6 +158,8 @@ def borrowing_cache(original: Callable[..., Any], context: Any) -> Any:
 class DecodeScheduler(WorkerScheduler):
     """Generates tokens for requests that the prefill worker hands over."""
 
+    _to_lender: zmq.Socket | None
+
     queue_replacement = {
         "sglang.srt.disaggregation.decode.DecodePreallocQueue": AdoptionQueue
     }
@@ -285,7 +287,7 @@ class DecodeScheduler(WorkerScheduler):
         pages = self.memory.table.layout.num_pages
         self._reserve = min(DECODE_RESERVE_PAGES, pages // LARGEST_RESERVE_SHARE)
         self.memory.table.set_reserve(self.memory.manifest.slot, self._reserve)
-        self._to_lender: zmq.Socket | None = self._use_lender(self.spec.generation)
+        self._to_lender = self._use_lender(self.spec.generation)
 
     def process_decode_queue(self) -> None:
         self.give_back()

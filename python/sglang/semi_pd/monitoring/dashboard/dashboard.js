@@ -5,8 +5,7 @@
 const ASK_EVERY_MS = 2000;
 const KEEP_S = 3700;
 const STATE_COLORS = {
-  free: "var(--free)", prefill: "var(--prefill)", decode: "var(--decode)",
-  cached: "var(--cached)", shared: "var(--shared)",
+  free: "var(--free)", running: "var(--shared)", leased: "var(--leased)", cached: "var(--cached)",
 };
 const at = (id) => document.getElementById(id);
 
@@ -146,7 +145,9 @@ class Dashboard {
     const control = status.slo_controller_status;
     const backend = status.partition_backend === "none" ? "" : `${status.partition_backend} · `;
     at("facts").textContent = `${backend}generation ${rotation.generation} · controller ${control.is_running ? control.mode : "off"}`;
+    const order = Object.keys(STATE_COLORS).map((state) => `kv_${state}`);
     const states = this.table.columns.filter((name) => name.startsWith("kv_") && name !== "kv_free");
+    states.sort((one, other) => order.indexOf(one) - order.indexOf(other));
     this.blocks.series = states.map((key) => ({ key, label: words(key.slice(3)).toLowerCase(), color: STATE_COLORS[key.slice(3)] || "var(--c3)" }));
     this.ttft.options.target = control.slo_constraints.ttft_target_ms;
     this.tpot.options.target = control.slo_constraints.tpot_target_ms;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another dense family than the one all other tests use."""
+"""Other families of models than the one all other tests use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPTS = 16
 
 def answers(model: Path, flags: list[str], bodies: list[Body]) -> list[Answer]:
     """What a server of its own answers, one request at a time."""
-    server = Server(name="qwen2", model=model, flags=[*COMMON_FLAGS, *flags])
+    server = Server(name=model.name, model=model, flags=[*COMMON_FLAGS, *flags])
     with ExitStack() as stack:
         stack.callback(server.clean)
         server.start().wait_ready()
@@ -29,11 +29,13 @@ def answers(model: Path, flags: list[str], bodies: list[Body]) -> list[Answer]:
     return found
 
 
-def test_qwen2(tiny_qwen2: Path, second_flags: list[str]) -> None:
-    """Biases in the projections of attention: the same tokens as plain SGLang's."""
+@pytest.mark.parametrize("other_tiny_model", ["qwen2", "qwen2_moe"], indirect=True)
+def test_same_tokens_as_plain(other_tiny_model: Path, second_flags: list[str]) -> None:
+    """Biases in the projections of attention; routed experts."""
+    model = other_tiny_model
     bodies = mixed_requests(PROMPTS, seed=6)
-    expected = answers(tiny_qwen2, [], bodies)
-    got = answers(tiny_qwen2, second_flags, bodies)
+    expected = answers(model, [], bodies)
+    got = answers(model, second_flags, bodies)
     assert any(one["output_ids"] for one in expected)
     found = mismatches(bodies, expected, got)
     assert not found, "\n".join(map(str, found))

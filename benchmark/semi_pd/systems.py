@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The systems that are compared, and a server process of one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PDMUX_PLUGIN = Path(__file__).parent / "pdmux_plugin"
+PDMUX_GROUPS = 8
+GREEN_SPLITS = ((100, 100), (80, 100), (60, 100), (70, 30), (50, 50))
+MPS_SPLITS = ((100, 100), (90, 100), (50, 100), (50, 50))
+"""On an H200 an MPS share of 80 % computes wrong; 90 % is the nearest that does not."""
+STOP_S = 25.0
+ENVIRONMENT = dict(os.environ)
+"""Of every server: this process hides the GPU from itself, to take no memory there."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A way to start SGLang.
+
+    Attributes:
+        needs_file: content for the file whose path takes the place of FILE in flags.
+        path: folders for PYTHONPATH, in front.
+    """
+
+    name: str
+    flags: tuple[str, ...] = ()
+    needs_file: str = ""
+    path: tuple[Path, ...] = ()
+
+
+def _semi_pd(backend: str, prefill: int, decode: int) -> System:
+    flags = ("--enable-semi-pd", "--enable-sm-overlap")
+    backends = ("--sm-partition-backend", backend)
+    split = ("--initial-prefill-sm", str(prefill), "--initial-decode-sm", str(decode))
+    name = f"semi-pd-{backend}-{prefill}-{decode}"
+    return System(name, (*flags, *backends, *split))
+
+
+def _tuned(name: str, *flags: str) -> System:
+    return System(f"tuned-{name}", flags)
+
+
+_PDMUX = System(
+    "pdmux",
+    (
+        "--enable-pdmux",
+        *("--pdmux-config-path", "FILE"),
+        *("--sm-group-num", str(PDMUX_GROUPS)),
+        *("--chunked-prefill-size", "-1"),
+        "--disable-overlap-schedule",
+    ),
+    needs_file=f"sm_group_num: {PDMUX_GROUPS}\n",
+    path=(PDMUX_PLUGIN,),
+)
+
+SYSTEMS: Mapping[str, System] = {
+    system.name: system
+    for system in (
+        System("default"),
+        _tuned("chunk-2048", "--chunked-prefill-size", "2048"),
+        _tuned("mixed-2048", "--enable-mixed-chunk", "--chunked-prefill-size", "2048"),
+        _tuned("mixed-1024", "--enable-mixed-chunk", "--chunked-prefill-size", "1024"),
+        _tuned("mixed-512", "--enable-mixed-chunk", "--chunked-prefill-size", "512"),
+        _PDMUX,
+        *(_semi_pd("green", *split) for split in GREEN_SPLITS),
+        *(_semi_pd("mps", *split) for split in MPS_SPLITS),
+        System("semi-pd-auto", ("--enable-semi-pd",)),
+        System("semi-pd-none", ("--enable-semi-pd", "--sm-partition-backend", "none")),
+    )
+}
+"""``tuned-*`` is one system: the best of them is taken for each load."""
+
+
+class NotReadyError(RuntimeError):
+    """The server ended or was not ready in time."""
+
+
+@dataclass
+class RunningServer:
+    """A server process of a system; leaves no process behind.
+
+    Args:
+        common: flags of every system that is compared.
+        logs: folder for what it prints.
+    """
+
+    system: System
+    common: Sequence[str]
+    port: int
+    logs: Path
+    ready_s: float = 0.0
+    _process: subprocess.Popen[bytes] | None = None
+    _place: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="bench")))
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, timeout_s: float) -> None:
+        """Start it and wait until it serves.
+
+        Raises:
+            NotReadyError: see its log.
+        """
+        command = [sys.executable, "-m", "sglang.launch_server"]
+        command += [*self.common, "--port", str(self.port), *self._flags()]
+        self.logs.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        with (self.logs / f"{self.system.name}.log").open("wb") as log:
+            log.write(" ".join([*command, "\n"]).encode())
+            log.flush()
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,
+            )
+        while not self._is_healthy():
+            if self._process.poll() is not None:
+                self.stop()
+                raise NotReadyError(f"{self.system.name} ended while it started")
+            if time.monotonic() - started > timeout_s:
+                self.stop()
+                raise NotReadyError(
+                    f"{self.system.name}: not ready in {timeout_s:.0f} s"
+                )
+            time.sleep(0.5)
+        self.ready_s = time.monotonic() - started
+
+    def is_alive(self) -> bool:
+        """Whether its main process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """End it as an operator would, then every process of its session."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_S)
+        for pid in _in_session(self._process.pid):
+            _kill(pid)
+        self._process.wait()
+        self._process = None
+        shutil.rmtree(self._place, ignore_errors=True)
+
+    def _flags(self) -> list[str]:
+        config = self._place / "config.yaml"
+        if self.system.needs_file:
+            config.write_text(self.system.needs_file, encoding="utf-8")
+        return [str(config) if flag == "FILE" else flag for flag in self.system.flags]
+
+    def _environment(self) -> dict[str, str]:
+        path = [*map(str, self.system.path), ENVIRONMENT.get("PYTHONPATH", "")]
+        return {
+            **ENVIRONMENT,
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "PYTHONUNBUFFERED": "1",
+            "XDG_RUNTIME_DIR": str(self._place),
+        }
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/model_info", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+def gpu_memory_mib() -> list[int]:
+    """Memory in use of each GPU; empty without ``nvidia-smi``."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [int(line) for line in said.stdout.split()]
+
+
+def _in_session(leader: int) -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                if os.getsid(int(entry)) == leader:
+                    found.append(int(entry))
+            except ProcessLookupError:
+                continue
+    return found
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
