@@ -244,7 +244,7 @@ class SemiPDCoordinator:
 
     def _will_move(self) -> bool:
         """Whether the split moves, should the backend turn out to be the best one."""
-        return self.config.partition_backend not in ("mps", "none")
+        return self.config.partition_backend != "none"
 
     def _split_mechanism(self) -> SplitMechanism:
         if self._partition.name == "none":

@@ -157,6 +157,8 @@ class SplitByRotation:
     """Moves a split that is fixed when a process starts: new processes take over."""
 
     can_move = True
+    move_cost_s = 10.0
+    offered_splits: tuple[SMAllocation, ...] = ()
 
     def __init__(self, rotate: Callable[[SMAllocation], Future[Rotation]]) -> None:
         self._rotate = rotate
