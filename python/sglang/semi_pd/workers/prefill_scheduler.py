@@ -14,7 +14,9 @@ import logging
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from sglang.semi_pd.memory.block_table import Answer
+from sglang.semi_pd.workers import prefix_tree
 from sglang.semi_pd.workers.handover import HandoverSender, no_transfer
 from sglang.semi_pd.workers.lender import Lender
 from sglang.semi_pd.workers.messages import GiveBack, MakeRoom
@@ -27,6 +29,7 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.memory.id_pool import Ids
     from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
     from sglang.srt.managers.scheduler_components.load_inquirer import (
         SchedulerLoadInquirer,
@@ -226,6 +229,12 @@ class PrefillScheduler(WorkerScheduler):
         super().abort_request(recv_req)
         # A request that has just left is found by decode: same pipe, same order.
         self._handovers.forward(recv_req)
+
+    def known_pages(self) -> Ids | None:
+        held = super().known_pages()
+        if held is None or self._lender.loans:
+            return None
+        return np.concatenate((held, prefix_tree.cached_pages(self.tree_cache)))
 
     def flush_cache(self, empty_cache: bool = True) -> bool:  # noqa: FBT001
         # Idle means both workers: a request that decode runs still has its row.
