@@ -26,7 +26,11 @@ from sglang.semi_pd.workers.room import RoomRequest
 from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
 from sglang.srt.disaggregation.decode import DecodePreallocQueue
 from sglang.srt.disaggregation.utils import DisaggregationMode
-from sglang.srt.managers.io_struct import GetInternalStateReq, sock_send
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    GetInternalStateReq,
+    sock_send,
+)
 from sglang.srt.managers.schedule_batch import NextBatchPlan, Req
 from sglang.utils import TypeBasedDispatcher
 
@@ -192,6 +196,18 @@ class DecodeScheduler(WorkerScheduler):
         if self._handover_ms:
             p50, p99 = np.percentile(self._handover_ms, (50, 99))
             logger.info("Handovers took %.2f ms (P50), %.2f ms (P99)", p50, p99)
+
+    def abort_request(self, recv_req: AbortReq) -> None:
+        # Upstream does not know the queue of those that wait for retracted ones.
+        queue = self.disagg_decode_prealloc_queue
+        meant = [
+            req
+            for req in queue.adopted
+            if recv_req.abort_all or req.rid.startswith(recv_req.rid)
+        ]
+        queue.adopted = [req for req in queue.adopted if req not in meant]
+        self.waiting_queue.extend(meant)
+        super().abort_request(recv_req)
 
     def init_running_status(self) -> None:
         super().init_running_status()

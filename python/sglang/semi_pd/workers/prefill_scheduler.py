@@ -22,7 +22,11 @@ from sglang.semi_pd.workers.lender import Lender
 from sglang.semi_pd.workers.messages import GiveBack, MakeRoom
 from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
 from sglang.srt.disaggregation.prefill import PrefillBootstrapQueue
-from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    FlushCacheReqInput,
+    TokenizedGenerateReqInput,
+)
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.common import release_kv_cache
@@ -37,6 +41,10 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+FLUSH_PATIENCE = 1000
+"""Iterations of the loop that a flush waits for requests that have just ended; counted,
+not timed, because all ranks have to give up together."""
 
 AHEAD_SHARE = 16
 """At most a sixteenth of the pool is kept ready for the next batch."""
@@ -78,6 +86,8 @@ class PrefillScheduler(WorkerScheduler):
         table, rows = self.memory.table, self.req_to_token_pool
         self._handovers = HandoverSender(self.spec, rows, table)
         self._lender = Lender(self.tree_cache, rows, table, self.spec.generation)
+        self._held_flushes: list[FlushCacheReqInput] = []
+        self._patience = 0
 
     def init_ipc_channels(self, port_args: Any) -> None:
         super().init_ipc_channels(port_args)
@@ -138,6 +148,28 @@ class PrefillScheduler(WorkerScheduler):
             self._evict_ahead()
         self._publish_held()
         return plan
+
+    def process_input_requests(self, recv_reqs: list[Any]) -> None:
+        # What has ended must not be in the way of a flush that was asked for later: it
+        # is on its way back, at the latest when decode's running forward ends.
+        given_back = [one for one in recv_reqs if isinstance(one, GiveBack)]
+        if given_back:
+            super().process_input_requests(given_back)
+        others = [one for one in recv_reqs if not isinstance(one, GiveBack)]
+        flushes = [one for one in others if isinstance(one, FlushCacheReqInput)]
+        if flushes and self._lender.loans:
+            self._held_flushes += flushes
+            self._patience = FLUSH_PATIENCE
+            others = [one for one in others if one not in flushes]
+        self._patience -= 1
+        if self._held_flushes and not (self._lender.loans and self._patience > 0):
+            others = self._held_flushes + others
+            self._held_flushes = []
+        super().process_input_requests(others)
+
+    def on_idle(self) -> None:
+        if not self._held_flushes:  # else it might go to sleep
+            super().on_idle()
 
     def make_room(self, message: MakeRoom) -> None:
         """Evict for decode; answer when it can have the pages."""
