@@ -9,7 +9,6 @@ A block of Python is run if an HTML comment stands on the line before it:
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 import textwrap
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 from sglang.semi_pd.launch import flag_rules, typed_flags
 from sglang.semi_pd.monitoring import metrics_exporter
 
@@ -160,9 +160,3 @@ def test_code_map_names_files_that_exist() -> None:
         package = python / "sglang" / "semi_pd"
         places = (python, python / "sglang", package, examples, REPOSITORY)
         assert any((place / name).is_file() for place in places), name
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

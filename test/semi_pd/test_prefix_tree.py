@@ -128,6 +128,7 @@ class Pair:
         there.req_pool_idx, there.kv_committed_len = row, committed
         there.kv = ReqKvInfo(kv_allocated_len=committed, swa_evicted_seqlen=0)
         there.semi_pd_borrowed = Borrowed(loan)
+        self.prefill.allocator.return_unused()
         return there
 
     def generate(self, req, tokens: list[int]) -> None:
@@ -161,6 +162,8 @@ class Pair:
         self.decode.tree.give_back()
         while self.sent:
             self.lender.take_back(self.sent.pop(0))
+        self.decode.allocator.return_unused()
+        self.decode.rows.return_unused()
 
     def settle(self) -> int:
         """Give back what is unused; returns the pages still owned."""
@@ -196,8 +199,6 @@ def no_published_args(monkeypatch):
 def turn(pair: Pair, prompt: list[int], answer: list[int]) -> int:
     """One request there and back; returns the cached tokens of its prompt."""
     req = pair.compute(prompt)
-    cached = len(req.prefix_indices) - req.extend_range.length
-    del cached
     found = req.extend_range.start
     there = pair.hand_over(req)
     pair.generate(there, answer)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.config import SemiPDConfig, resolve
 from sglang.semi_pd.errors import SemiPDError
-from sglang.semi_pd.memory.block_table import BlockTable
+from sglang.semi_pd.memory.block_table import AuditReport, BlockTable
 from sglang.semi_pd.metrics_aggregator import MetricsAggregator
 from sglang.semi_pd.monitoring.history import History
 from sglang.semi_pd.monitoring.instance_view import InstanceView
@@ -241,6 +241,15 @@ class SemiPDCoordinator:
         if self._table is None:
             return None
         return memory_usage.describe(self._table.usage(), self._block_bytes)
+
+    def audit_unified_memory(self) -> AuditReport | None:
+        """Check every page and row now and log violations; None before the start."""
+        if self._table is None:
+            return None
+        report = self._table.audit()
+        for violation in report.violations:
+            logger.error("Memory audit: %s", violation)
+        return report
 
     def _will_move(self) -> bool:
         """Whether the split moves, should the backend turn out to be the best one."""

@@ -213,11 +213,14 @@ class ServerArgs(ServerArgs):  # type: ignore[no-redef]
 
     def uses_semi_pd(self) -> bool:
         """Whether Semi-PD serves this configuration."""
+        return self.divides() or self.semi_pd_unified_memory
+
+    def divides(self) -> bool:
+        """Whether prefill and decode are processes of their own."""
         return (
             self.enable_semi_pd
             or self.enable_semi_pd_coordinator
             or self.enable_slo_aware
-            or self.semi_pd_unified_memory
         )
 
     @staticmethod

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any
 import process_table
 import psutil
 import requests
+from free_ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 START_TIMEOUT_S = 600.0
@@ -38,13 +38,6 @@ COMMON_FLAGS = (
     "--log-level=info",
 )
 """Flags of every server that is compared with another one."""
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def make_tiny_model(out: Path, *, seed: int = 0) -> Path:

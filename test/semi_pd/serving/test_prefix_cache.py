@@ -18,7 +18,6 @@ pytestmark = [pytest.mark.server, pytest.mark.usefixtures("needs_semi_pd")]
 
 USERS, TURNS = 8, 6
 QUESTION, ANSWER = (150, 60) if IS_SOAK else (80, 24)
-PAGE = 16
 
 
 def flush(server: Server) -> None:
@@ -89,7 +88,7 @@ def test_flush_empties_the_cache(semi_pd: Server) -> None:
 def small(tiny_model: Path, second_flags: list[str]) -> Iterator[Server]:
     """A Semi-PD server whose cache holds an eighth of what the chats say."""
     chat_tokens = TURNS * (QUESTION + ANSWER)
-    pool = 2 * USERS * chat_tokens // 8 // PAGE * PAGE
+    pool = 2 * USERS * chat_tokens // 8
     server = Server(
         name="small",
         model=tiny_model,
@@ -97,7 +96,6 @@ def small(tiny_model: Path, second_flags: list[str]) -> Iterator[Server]:
             *COMMON_FLAGS,
             *second_flags,
             f"--max-total-tokens={pool}",
-            f"--page-size={PAGE}",
         ],
         environment={"OMP_NUM_THREADS": "1"},
     )
@@ -169,3 +167,31 @@ def test_without_a_prefix_cache(
         server.clean()
     found = mismatches(bodies, client.stream_all(plain.url, bodies), got)
     assert not found, "\n".join(map(str, found))
+
+
+def test_unified_memory_alone(plain: Server, tiny_model: Path) -> None:
+    """One ordinary scheduler: the same tokens and hits, and its usage is reported."""
+    server = Server(
+        name="unified",
+        model=tiny_model,
+        flags=[*COMMON_FLAGS, "--enable-unified-memory"],
+        environment={"OMP_NUM_THREADS": "1"},
+    )
+    found = []
+    try:
+        server.start().wait_ready()
+        for one in (plain, server):
+            flush(one)
+            several = chats(4, 3, question=QUESTION, answer=ANSWER, common=50, seed=47)
+            rate = hold(one.url, several, at_once=1)
+            found.append((rate, [chat.answers for chat in several]))
+        require_nothing_allocated(server)
+        usage = server.memory_usage()
+        assert usage["blocks_by_state"]["cached"] == usage["allocated_blocks"] > 0
+        assert usage["total_memory_bytes"] > usage["allocated_memory_bytes"] > 0
+        flush(server)
+        assert server.memory_usage()["allocated_blocks"] == 0
+        server.stop()
+    finally:
+        server.clean()
+    assert found[0] == found[1]

@@ -3,7 +3,8 @@
 
 A command module offers ``add_parser(subparsers)``, which sets ``run`` (a function of
 the parsed arguments that returns the exit status) as a default. It imports what takes
-time inside ``run``, so that ``semi-pd --help`` stays quick.
+time inside ``run``, so that ``semi-pd --help`` stays quick. One that sets
+``takes_rest`` finds what follows its name in ``options.rest``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from collections.abc import Sequence
 
 from sglang.semi_pd.errors import SemiPDError
 
-COMMANDS = ("command_top", "command_replay", "command_simulate")
+COMMANDS = (
+    "command_doctor",
+    "command_serve",
+    "command_top",
+    "command_replay",
+    "command_simulate",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command; a user's mistake is printed, not raised."""
-    options = build_parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
+    options, rest = parser.parse_known_args(given)
+    if getattr(options, "takes_rest", False):
+        options.rest = given[1:]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(options.run(options))
     except (SemiPDError, ValueError, OSError) as error:

@@ -125,6 +125,7 @@ LIMITS = (
         "choose one: disaggregation over servers or Semi-PD in one server",
     ),
     Limit("enable_hierarchical_cache"),
+    Limit("radix_cache_backend", (None,)),
     Limit("enable_lmcache"),
     Limit("enable_flexkv"),
     Limit("enable_hisparse"),
@@ -240,7 +241,12 @@ def check_environment(environ: Mapping[str, str]) -> None:
                 why="expandable segments cannot be shared between processes",
                 mend="remove expandable_segments from it",
             )
-    for variable in ("SGLANG_RUST_SERVER", "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"):
+    for variable in (
+        "SGLANG_RUST_SERVER",
+        "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE",
+        "SGLANG_ENABLE_UNIFIED_RADIX_TREE",
+        "SGLANG_EXPERIMENTAL_CPP_RADIX_TREE",
+    ):
         if environ.get(variable, "").lower() not in ("", "0", "false"):
             raise ConfigError(
                 f"{variable} is refused",

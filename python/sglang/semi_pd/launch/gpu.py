@@ -10,7 +10,8 @@ from typing import Any
 
 from sglang.semi_pd.errors import ConfigError
 
-CONTROL_DEVICE = "/dev/nvidiactl"
+CONTROL_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+"""The driver's, on Linux and under WSL."""
 _COMPUTE_MODES = ("DEFAULT", "EXCLUSIVE_THREAD", "PROHIBITED", "EXCLUSIVE_PROCESS")
 
 
@@ -52,19 +53,16 @@ def read_driver() -> Driver | None:
     Raises:
         ConfigError: there is one, but it cannot be asked.
     """
-    has_device = os.path.exists(CONTROL_DEVICE)
+    if not any(map(os.path.exists, CONTROL_DEVICES)):
+        return None
     try:
         import pynvml
     except ImportError:
-        if has_device:
-            raise _unreadable("the package nvidia-ml-py is missing") from None
-        return None
+        raise _unreadable("the package nvidia-ml-py is missing") from None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        if has_device:
-            raise _unreadable(str(error)) from None
-        return None
+        raise _unreadable(str(error)) from None
     try:
         return _read(pynvml)
     except pynvml.NVMLError as error:
@@ -150,7 +148,7 @@ def _text(value: str | bytes) -> str:
 def _unreadable(why: str) -> ConfigError:
     return ConfigError(
         "the NVIDIA driver cannot be asked",
-        why=f"{CONTROL_DEVICE} is there, but NVML answers: {why}",
+        why=f"its device file is there, but NVML answers: {why}",
         mend="run nvidia-smi; in a container start it with --gpus all and "
         "NVIDIA_DRIVER_CAPABILITIES=compute,utility",
     )

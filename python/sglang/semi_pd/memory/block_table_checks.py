@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from sglang.semi_pd.memory.block_table_layout import TableState, Word
 from sglang.semi_pd.memory.block_table_reports import AuditReport, BlockUsage
@@ -74,7 +76,9 @@ def _recount_borrows(state: TableState) -> None:
     state.page_owner[left] = FREE
 
 
-def audit(state: TableState, pages: IdPool, rows: IdPool) -> AuditReport:
+def audit(
+    state: TableState, pages: IdPool, rows: IdPool, also: Sequence[str]
+) -> AuditReport:
     """Check every invariant and count the audit; repairs nothing, raises nothing."""
     violations = (
         *pages.violations("pages"),
@@ -82,6 +86,7 @@ def audit(state: TableState, pages: IdPool, rows: IdPool) -> AuditReport:
         *_borrow_violations(state),
         *_row_violations(state),
         *_slot_violations(state),
+        *also,
     )
     state.words[Word.AUDITS_RUN] += 1
     state.words[Word.AUDITS_FAILED] += bool(violations)

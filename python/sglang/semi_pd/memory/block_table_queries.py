@@ -28,17 +28,26 @@ class TableQueries:
 
     _core: TableCore
 
-    def audit(self) -> AuditReport:
-        """Check every page, row and counter; it lists violations and mends nothing."""
+    def audit(self, also: Sequence[str] = ()) -> AuditReport:
+        """Check every page, row and counter; it lists violations and mends nothing.
+
+        Args:
+            also: violations that the caller found, to be reported and counted too.
+        """
         core = self._core
         with core:
-            return checks.audit(core.state, core.pages, core.rows)
+            return checks.audit(core.state, core.pages, core.rows, also)
 
     def usage(self) -> BlockUsage:
         """One consistent copy of all counters; O(workers), not O(pages)."""
         core = self._core
         with core:
             return checks.usage(core.state, core.pages, core.rows)
+
+    @property
+    def pages_free(self) -> int:
+        """Pages that nobody has; read without the lock, so it may just have changed."""
+        return self._core.pages.free
 
     def row_state(self, row: int) -> RowState:
         """Owner, generation and lengths of one row, read without the lock.

@@ -74,6 +74,14 @@ class MainProcessHooks:
         """Start the instance where upstream starts one scheduler."""
         if not server_args.uses_semi_pd():
             return original(engine, server_args, port_args, run_scheduler_process_func)
+        if not server_args.divides():
+            from sglang.semi_pd.server.unified_memory_server import UnifiedMemoryServer
+            from sglang.semi_pd.workers import unified_scheduler
+
+            entry = unified_scheduler.run_scheduler_process
+            result, processes = original(engine, server_args, port_args, entry)
+            UnifiedMemoryServer().watch(result)
+            return result, processes
         from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
         from sglang.semi_pd.server.instance_load import InstanceLoadReader
         from sglang.srt.entrypoints.engine import SchedulerInitResult

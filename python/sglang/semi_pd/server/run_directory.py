@@ -31,7 +31,7 @@ def create() -> Path:
     """
     base = base_directory()
     for stale in base.glob(f"{_PREFIX}*"):
-        if not _owner_is_alive(stale):
+        if not owner_is_alive(stale):
             shutil.rmtree(stale, ignore_errors=True)
     pid = os.getpid()
     name = f"{_PREFIX}{pid}-{start_time(pid)}-"
@@ -88,7 +88,8 @@ def _require_private(directory: Path) -> None:
         )
 
 
-def _owner_is_alive(directory: Path) -> bool:
+def owner_is_alive(directory: Path) -> bool:
+    """Whether the main process that made this directory still runs."""
     try:
         _, pid, started, _ = directory.name.split("-", 3)
         return start_time(int(pid)) == int(started)

@@ -281,6 +281,18 @@ class DecodeScheduler(WorkerScheduler):
             p50, p99 = np.percentile(self._handover_ms, (50, 99))
             logger.info("Handovers took %.2f ms (P50), %.2f ms (P99)", p50, p99)
 
+    def abort_request(self, recv_req: AbortReq) -> None:
+        # Upstream does not know the queue of those that wait for retracted ones.
+        queue = self.disagg_decode_prealloc_queue
+        meant = [
+            req
+            for req in queue.adopted
+            if recv_req.abort_all or req.rid.startswith(recv_req.rid)
+        ]
+        queue.adopted = [req for req in queue.adopted if req not in meant]
+        self.waiting_queue.extend(meant)
+        super().abort_request(recv_req)
+
     def init_running_status(self) -> None:
         super().init_running_status()
         # Prefill may not take the last pages: decode would have to put requests aside.
@@ -298,7 +310,7 @@ class DecodeScheduler(WorkerScheduler):
         allocator.demand_pages = steps_ahead + to_resume + MIN_LEASE_PAGES
         self.waiting_queue.extend(queue.resume_retracted_reqs())
         self.waiting_queue.extend(queue.pop_adopted())
-        self._ask_for_room_ahead()
+        self._ask_for_room_ahead(to_resume)
 
     def get_next_disagg_decode_batch_to_run(
         self, running_batch: ScheduleBatch
@@ -323,28 +335,24 @@ class DecodeScheduler(WorkerScheduler):
     def _missing_pages(self, running_batch: ScheduleBatch) -> int:
         """Pages that the next step needs and that cannot be leased."""
         allocator = self.token_to_kv_pool_allocator
+        reqs = (*running_batch.reqs, *self.waiting_queue)
+        if allocator.lease(len(reqs)):
+            return 0  # one for each: no need to count who fills a page
         needed = sum(
             req.kv_committed_len % allocator.page_size == 0
-            for req in (*running_batch.reqs, *self.waiting_queue)
+            for req in reqs
             if not req.finished()
         )
-        return 0 if allocator.lease(needed) else needed - allocator.leased_pages
+        return max(0, needed - allocator.leased_pages)
 
-    def _ask_for_room_ahead(self) -> None:
+    def _ask_for_room_ahead(self, to_resume: int) -> None:
         """Keep the reserve free while requests run: prefill evicts beside its work."""
-        if self.running_batch.is_empty() and not self.tokens_wait:
+        if self.running_batch.is_empty() and not to_resume:
             return
         allocator = self.token_to_kv_pool_allocator
-        usage = self.memory.table.usage()
         wanted = max(self._reserve, allocator.demand_pages)
-        missing = wanted - usage.pages_free - allocator.leased_pages
-        if missing > 0:
-            self._room.ask_ahead(missing)
-
-    @property
-    def tokens_wait(self) -> bool:
-        """Whether requests wait to be resumed."""
-        return bool(self.disagg_decode_prealloc_queue.retracted_queue)
+        there = self.memory.table.pages_free + allocator.leased_pages
+        self._room.ask_ahead(wanted - there)
 
 
 def _passed_on(req: Req) -> Handover:

@@ -146,6 +146,10 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
             self._set_lease(self._leased_host[:keep_pages])
             self._table.give_pages(surplus)
 
+    def held_pages(self) -> Ids | None:
+        """The pages of the lease; None while freed ones wait to be published."""
+        return None if self._retiring else self._leased_host
+
     @property
     def retiring_pages(self) -> int:
         """Freed pages, at most, that wait to be published and may be used again."""

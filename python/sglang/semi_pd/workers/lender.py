@@ -54,7 +54,7 @@ class Lender:
 
     def lend(self, req: Req, loan: Loan) -> None:
         """Keep ``req``, which was handed over, until it comes back."""
-        req.semi_pd_request = None
+        req.semi_pd_request = req.prefix_indices = None
         if self.lends:
             self._lent[loan.number] = req
 

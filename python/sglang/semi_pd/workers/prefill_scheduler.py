@@ -15,7 +15,9 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from sglang.semi_pd.memory.block_table import Answer
+from sglang.semi_pd.workers import prefix_tree
 from sglang.semi_pd.workers.continuation import (
     accept_by_grammar,
     continue_from,
@@ -35,13 +37,18 @@ from sglang.semi_pd.workers.messages import (
 from sglang.semi_pd.workers.succession import bequeath, inherit, recover
 from sglang.semi_pd.workers.worker_scheduler import BATCH, WorkerScheduler
 from sglang.srt.disaggregation.prefill import PrefillBootstrapQueue
-from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    FlushCacheReqInput,
+    TokenizedGenerateReqInput,
+)
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.memory.id_pool import Ids
     from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
     from sglang.srt.managers.scheduler_components.load_inquirer import (
         SchedulerLoadInquirer,
@@ -49,6 +56,10 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+FLUSH_PATIENCE = 1000
+"""Iterations of the loop that a flush waits for requests that have just ended; counted,
+not timed, because all ranks have to give up together."""
 
 AHEAD_SHARE = 16
 """At most a sixteenth of the pool is kept ready for the next batch."""
@@ -99,6 +110,8 @@ class PrefillScheduler(WorkerScheduler):
         self._decode_turned_away = False
         self._handovers = HandoverSender(self.spec, self.spec.generation, rows, table)
         self._lender = Lender(self.tree_cache, rows, table, self.spec.generation)
+        self._held_flushes: list[FlushCacheReqInput] = []
+        self._patience = 0
 
     def init_ipc_channels(self, port_args: Any) -> None:
         super().init_ipc_channels(port_args)
@@ -207,6 +220,28 @@ class PrefillScheduler(WorkerScheduler):
         self._publish_held()
         return plan
 
+    def process_input_requests(self, recv_reqs: list[Any]) -> None:
+        # What has ended must not be in the way of a flush that was asked for later: it
+        # is on its way back, at the latest when decode's running forward ends.
+        given_back = [one for one in recv_reqs if isinstance(one, GiveBack)]
+        if given_back:
+            super().process_input_requests(given_back)
+        others = [one for one in recv_reqs if not isinstance(one, GiveBack)]
+        flushes = [one for one in others if isinstance(one, FlushCacheReqInput)]
+        if flushes and self._lender.loans:
+            self._held_flushes += flushes
+            self._patience = FLUSH_PATIENCE
+            others = [one for one in others if one not in flushes]
+        self._patience -= 1
+        if self._held_flushes and not (self._lender.loans and self._patience > 0):
+            others = self._held_flushes + others
+            self._held_flushes = []
+        super().process_input_requests(others)
+
+    def on_idle(self) -> None:
+        if not self._held_flushes:  # else it might go to sleep
+            super().on_idle()
+
     def make_room(self, message: MakeRoom) -> None:
         """Evict for decode; answer when it can have the pages."""
         is_busy = self.chunked_req is not None or self.last_batch is not None
@@ -297,6 +332,12 @@ class PrefillScheduler(WorkerScheduler):
         super().abort_request(recv_req)
         # A request that has just left is found by decode: same pipe, same order.
         self._handovers.forward(recv_req)
+
+    def known_pages(self) -> Ids | None:
+        held = super().known_pages()
+        if held is None or self._lender.loans:
+            return None
+        return np.concatenate((held, prefix_tree.cached_pages(self.tree_cache)))
 
     def flush_cache(self, empty_cache: bool = True) -> bool:  # noqa: FBT001
         # Idle means both workers: a request that decode runs still has its row.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
+from sglang.semi_pd.workers.leased_allocator import pages_of
 from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey, TreeNode
 
@@ -96,6 +97,13 @@ def insert_kept(tree: RadixCache, path: CachedPath) -> Slots:
     known = there[: result.prefix_len].cpu().numpy()
     mine = path.slots[: result.prefix_len]
     return np.concatenate((mine[mine != known], path.slots[full:]))
+
+
+def cached_pages(tree: BasePrefixCache) -> Slots:
+    """The pages of everything in the tree, ascending; waits for the device."""
+    if not tree.is_tree_cache() or not tree.root_node.children:
+        return np.empty(0, np.int64)
+    return pages_of(tree.all_values_flatten().cpu(), tree.page_size)
 
 
 def tokens_already_there(tree: BasePrefixCache, req: Req, row: torch.Tensor) -> int:

@@ -87,10 +87,10 @@ class RoomRequest:
     def ask_ahead(self, missing_pages: int) -> None:
         """Ask without waiting, when pages are getting few; not too often."""
         now = time.monotonic()
-        if self._send is None or now - self._asked_ahead_at < ASK_AHEAD_EVERY_S:
-            return
-        self._asked_ahead_at = now
-        self._send(MakeRoom(missing_pages, 0))
+        is_due = now - self._asked_ahead_at > ASK_AHEAD_EVERY_S
+        if missing_pages > 0 and is_due and self._send is not None:
+            self._asked_ahead_at = now
+            self._send(MakeRoom(missing_pages, 0))
 
     def _ask(self, missing_pages: int) -> None:
         self._sequence += 1

@@ -27,6 +27,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 if TYPE_CHECKING:
     from sglang.semi_pd.memory.block_table import BlockUsage
     from sglang.semi_pd.workers.resident_memory import ResidentMemory
+    from sglang.semi_pd.workers.unified_scheduler import OwnMemory
     from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
 
 _POOL = "sglang.srt.mem_cache.memory_pool"
@@ -101,6 +102,28 @@ def install_worker(
     )
 
 
+def install_unified(
+    memory: OwnMemory, scheduler_class: type, pool_bytes: int | None
+) -> None:
+    """One ordinary scheduler over a block table of its own."""
+    _apply(
+        HookType.AROUND,
+        {
+            f"{_CONFIGURATOR}._profile_available_bytes": _at_most(pool_bytes),
+            f"{_CONFIGURATOR}._resolve_memory_pool_config": memory.create,
+            f"{_CONFIGURATOR}._build_req_to_token_pool": memory.row_pool,
+            f"{_CONFIGURATOR}._build_token_to_kv_pool_allocator": _allocator(memory),
+            f"{_CHECKER}._check_all_pools": _pools_are_shared,
+            f"{_CHECKER}._check_req_pool": _rows_are_shared,
+            f"{_OBSERVER}._get_token_info": _pool_stats(memory),
+        },
+    )
+    _apply(
+        HookType.REPLACE,
+        {"sglang.srt.managers.scheduler.Scheduler": scheduler_class},
+    )
+
+
 def _apply(kind: HookType, hooks: dict[str, Any]) -> None:
     for target, hook in hooks.items():
         HookRegistry.register(target, hook, kind)
@@ -145,7 +168,7 @@ def _row_pool(memory: ResidentMemory) -> Hook:
     return build
 
 
-def _allocator(memory: ResidentMemory) -> Hook:
+def _allocator(memory: ResidentMemory | OwnMemory) -> Hook:
     def build(
         original: Hook,
         configurator: Any,
@@ -176,7 +199,7 @@ def _load_path(path: str) -> Hook:
     return shm_path_for
 
 
-def _pool_stats(memory: ResidentMemory) -> Hook:
+def _pool_stats(memory: ResidentMemory | OwnMemory) -> Hook:
     """Upstream would count the other worker's pages, and unused ones, as in use."""
     newest: tuple[float, PoolStats] | None = None
 

@@ -13,12 +13,14 @@ import setproctitle
 import torch
 from sglang.semi_pd.partition.cpu_share import take_cores
 from sglang.semi_pd.workers.heartbeat import Heartbeat
+from sglang.semi_pd.workers.idle_audit import IdleAudit
 from sglang.semi_pd.workers.messages import HasLeft, Leave, TakeCores, TakeSMs
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.utils import TypeBasedDispatcher
 from torch.distributed import ReduceOp
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.memory.id_pool import Ids
     from sglang.semi_pd.workers.green_forward import GreenForward
     from sglang.semi_pd.workers.resident_memory import ResidentMemory
     from sglang.semi_pd.workers.share_watch import ShareWatch
@@ -93,6 +95,7 @@ class WorkerScheduler(Scheduler):
 
     def init_running_status(self) -> None:
         super().init_running_status()
+        self._audit = IdleAudit(self.memory.table, self.known_pages)
         if self.ps.tp_size > 1:
             self.token_to_kv_pool_allocator.agree = self.agree
             self.req_to_token_pool.agree = self.agree
@@ -174,7 +177,16 @@ class WorkerScheduler(Scheduler):
 
     def on_idle(self) -> None:
         self.return_unused()
+        if self.is_fully_idle():
+            self._audit.when_idle(self.forward_ct)
         super().on_idle()
+
+    def known_pages(self) -> Ids | None:
+        """The pages this idle worker owns for a reason; None if it cannot tell yet."""
+        lease = self.memory.table.lease
+        if lease is None or self.memory.table.labelled_rows(lease.slot):
+            return None  # a request is on its way here
+        return self.token_to_kv_pool_allocator.held_pages()
 
     def return_unused(self) -> None:
         """Hand leased but unused pages and rows back to the other worker."""

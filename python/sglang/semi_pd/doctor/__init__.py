@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`semi-pd doctor`: what on this host keeps a server from starting."""

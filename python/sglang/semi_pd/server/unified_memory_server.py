@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main process with ``--enable-unified-memory`` alone: what it reports.
+
+SGLang starts its one scheduler as always, only with another function as its entry; the
+block table of that scheduler is read from here.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from sglang.semi_pd.server import memory_usage
+from sglang.semi_pd.workers.unified_scheduler import INFO_KEY, TableAddress
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.memory.block_table import BlockTable
+    from sglang.srt.entrypoints.engine import SchedulerInitResult
+
+STATUS = "/semi_pd/status"
+
+
+class UnifiedMemoryServer:
+    """One ordinary server whose scheduler allocates from a block table."""
+
+    def __init__(self) -> None:
+        self._table: BlockTable | None = None
+        self._block_bytes = 0
+
+    def watch(self, result: SchedulerInitResult) -> None:
+        """Attach to the table once the scheduler is ready, and add the status route."""
+        wait_for_ready = result.wait_for_ready
+
+        def wait_and_attach() -> None:
+            wait_for_ready()
+            self._attach(result.scheduler_infos[0].pop(INFO_KEY))
+
+        result.wait_for_ready = wait_and_attach
+        http_server = sys.modules.get("sglang.srt.entrypoints.http_server")
+        if http_server is not None:
+            http_server.app.add_api_route(STATUS, self.status, methods=["GET"])
+
+    async def status(self) -> dict[str, Any]:
+        """The answer of the status route."""
+        return self.get_status()
+
+    def get_status(self) -> dict[str, Any]:
+        """As the coordinator's, as far as it applies to one scheduler."""
+        usage = self.get_unified_memory_usage()
+        return {
+            "is_running": usage is not None,
+            "unified_memory_status": {"memory_usage": usage},
+        }
+
+    def get_unified_memory_usage(self) -> dict[str, Any] | None:
+        """KV memory: total, allocated, and in which state; None before the start."""
+        if self._table is None:
+            return None
+        return memory_usage.describe(self._table.usage(), self._block_bytes)
+
+    def _attach(self, address: TableAddress) -> None:
+        self._table = address.attach()
+        self._block_bytes = address.block_bytes
