@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sglang.semi_pd.memory.block_table import Answer
 from sglang.semi_pd.workers import prefix_tree
+from sglang.semi_pd.workers.early_conclusion import EarlyConclusion
 from sglang.semi_pd.workers.handover import HandoverSender, no_transfer
 from sglang.semi_pd.workers.lender import Lender
 from sglang.semi_pd.workers.messages import GiveBack, MakeRoom
-from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
 from sglang.srt.disaggregation.prefill import PrefillBootstrapQueue
 from sglang.srt.managers.io_struct import (
     AbortReq,
@@ -73,7 +73,7 @@ class ReadyQueue(PrefillBootstrapQueue):
         return ready
 
 
-class PrefillScheduler(WorkerScheduler):
+class PrefillScheduler(EarlyConclusion):
     """Computes prompts and hands each request over with its first token."""
 
     queue_replacement = {
