@@ -110,6 +110,8 @@ def main() -> None:
         if pid == 0:
             try:
                 _probe(device, share)
+            except RuntimeError as error:
+                print(f"{share} %: {error}", file=sys.stderr, flush=True)
             finally:
                 os._exit(0)
         running.add(pid)

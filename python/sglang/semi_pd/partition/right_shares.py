@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 CANDIDATES = tuple(range(100, 0, -5))
 PROBE_TIMEOUT_S = 180.0
+SHOWN_CHARACTERS = 2000
 NAMED = 3
 """Splits that a refusal names."""
 
@@ -135,10 +136,12 @@ class RightShares:
                 check=False,
             )
             said = [json.loads(line) for line in done.stdout.splitlines()]
+            complaint = done.stderr[-SHOWN_CHARACTERS:]
         except subprocess.TimeoutExpired:
-            said = []
-        if len(said) < len(shares):
-            logger.warning("%d of %d shares gave no answer", len(said), len(shares))
+            said, complaint = [], f"no answer in {PROBE_TIMEOUT_S:.0f} s"
+        silent = len(shares) - len(said)
+        if silent:
+            logger.warning("%d shares gave no answer: %s", silent, complaint)
         found = {one["share"]: one["error"] <= WORST_ERROR for one in said}
         return {share: found.get(share, False) for share in shares}
 
