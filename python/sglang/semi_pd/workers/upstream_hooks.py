@@ -138,7 +138,7 @@ def _apply(kind: HookType, hooks: dict[str, Any]) -> None:
     require_applied(hooks)
 
 
-def _at_most(pool_bytes: int | None, needs: WorkerNeeds | None) -> Hook:
+def _at_most(pool_bytes: int | None, needs: WorkerNeeds | None = None) -> Hook:
     def available(
         original: Hook, configurator: Any, pre_model_load_memory: float
     ) -> int:
