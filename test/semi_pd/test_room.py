@@ -29,7 +29,7 @@ class Scene:
     def __post_init__(self) -> None:
         self.prefill = worker(self.table, InstanceRole.PREFILL)
         self.decode = worker(self.table, InstanceRole.DECODE)
-        self.request = RoomRequest(self.decode, self.sent.append, int)
+        self.request = RoomRequest(self.decode, self.sent.append, int, 0)
 
     def answer(self, *, is_busy: bool = False) -> None:
         """Prefill answers the last question."""

@@ -21,6 +21,7 @@ class SemiPDConfig:
 
     ``pool_bytes`` is None where the KV cache is sized from the model and
     ``--mem-fraction-static``: the user gave no ``--unified-memory-blocks``.
+    ``split_is_free``: the user gave no split, so another may be taken.
     """
 
     moves_split: bool
@@ -37,6 +38,7 @@ class SemiPDConfig:
     slo_decision_log: str | None
     prefill_percent: int
     decode_percent: int
+    split_is_free: bool
     overlap_allowed: bool
     partition_backend: str
     worker_hang_timeout_s: float
@@ -50,6 +52,7 @@ class SemiPDConfig:
         """
         check_values(server_args)
         coordinator = server_args.enable_semi_pd_coordinator
+        shares = _shares(server_args)
         return cls(
             moves_split=coordinator or server_args.enable_slo_aware,
             unified_memory=coordinator or server_args.semi_pd_unified_memory,
@@ -63,8 +66,9 @@ class SemiPDConfig:
             slo_mode=server_args.slo_mode,
             slo_calibration=server_args.slo_calibration,
             slo_decision_log=server_args.slo_decision_log,
-            prefill_percent=server_args.initial_prefill_sm,
-            decode_percent=server_args.initial_decode_sm,
+            prefill_percent=shares[0],
+            decode_percent=shares[1],
+            split_is_free=_given_shares(server_args) == [None, None],
             overlap_allowed=server_args.enable_sm_overlap,
             partition_backend=server_args.sm_partition_backend,
             worker_hang_timeout_s=server_args.worker_hang_timeout,
@@ -101,9 +105,7 @@ def check_values(server_args: ServerArgs) -> None:
     """Refuse values that Semi-PD's own flags cannot have."""
     flag_rules.check_numbers(vars(server_args))
     flag_rules.check_split(
-        server_args.initial_prefill_sm,
-        server_args.initial_decode_sm,
-        overlap_allowed=server_args.enable_sm_overlap,
+        *_shares(server_args), overlap_allowed=server_args.enable_sm_overlap
     )
     flag_rules.check_modes(
         semi_pd=server_args.enable_semi_pd,
@@ -155,6 +157,16 @@ def for_role(server_args: ServerArgs, role: str, **changes: Any) -> ServerArgs:
     """
     raw = server_args._semi_pd_raw_fields
     return type(server_args)(**{**raw, "semi_pd_role": role, **changes})
+
+
+def _given_shares(server_args: ServerArgs) -> list[int | None]:
+    return [getattr(server_args, field) for field in flag_rules.SHARES]
+
+
+def _shares(server_args: ServerArgs) -> list[int]:
+    """Prefill's and decode's share, with the default for the one not given."""
+    pairs = zip(_given_shares(server_args), flag_rules.SHARES.values(), strict=True)
+    return [default if given is None else given for given, default in pairs]
 
 
 def _field_values(server_args: ServerArgs) -> dict[str, Any]:

@@ -73,6 +73,10 @@ class ProcessRotationManager:
         """The split in force."""
         return self._current
 
+    def begin_with(self, allocation: SMAllocation) -> None:
+        """The split the workers start with, before there are any."""
+        self._current = allocation
+
     @property
     def can_move(self) -> bool:
         """Whether the split can be moved while serving."""

@@ -137,6 +137,13 @@ class SemiPDCoordinator:
             self.run_directory,
             args.base_gpu_id,
         )
+        self.rotation.begin_with(
+            self._partition.initial_split(
+                self.rotation.current_allocation,
+                is_free=self.config.split_is_free,
+                allow_overlap=self.config.overlap_allowed,
+            )
+        )
         self.rotation.use(self._split_mechanism())
         self._realised = RealisedShare(self._share_meter())
         self._group = WorkerGroup(args, port_args, self.run_directory, self._partition)

@@ -154,21 +154,21 @@ class ServerArgs(ServerArgs):  # type: ignore[no-redef]
         NS("semi_pd"),
     ] = None
     initial_prefill_sm: A[
-        int,
+        int | None,
         Arg(
             help="Share of the GPU's SMs for prefill at the start, in percent "
-            "(default: 70)."
+            "(default: 70, or where that computes wrong the nearest right one)."
         ),
         NS("semi_pd"),
-    ] = 70
+    ] = None
     initial_decode_sm: A[
-        int,
+        int | None,
         Arg(
             help="Share of the GPU's SMs for decode at the start, in percent "
-            "(default: 30)."
+            "(default: 30, or where that computes wrong the nearest right one)."
         ),
         NS("semi_pd"),
-    ] = 30
+    ] = None
     enable_sm_overlap: A[
         bool,
         Arg(

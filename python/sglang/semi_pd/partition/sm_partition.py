@@ -12,10 +12,22 @@ from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.partition import green_check
 from sglang.semi_pd.partition.cpu_share import cores_for
 from sglang.semi_pd.partition.mps import MPSDaemon, MPSError
+from sglang.semi_pd.partition.right_shares import (
+    CANDIDATES,
+    RightShares,
+    best,
+    default_cache,
+    require,
+)
 from sglang.semi_pd.sm_allocation import UNPARTITIONED, SMAllocation
 from sglang.semi_pd.utils import InstanceRole
 
 logger = logging.getLogger(__name__)
+
+
+OVERLAPPING = SMAllocation(80, 100)
+"""Wanted where caps may overlap and the user gave none: a decode step that may use all
+SMs is the shortest, and prefill without a cap would take them from it."""
 
 
 class SMPartition(Protocol):
@@ -26,6 +38,15 @@ class SMPartition(Protocol):
     """
 
     name: str
+
+    def initial_split(
+        self, wanted: SMAllocation, *, is_free: bool, allow_overlap: bool
+    ) -> SMAllocation:
+        """The split to start with: ``wanted``, or if ``is_free`` the nearest good one.
+
+        Raises:
+            ConfigError: ``wanted`` cannot be had, and was asked for by the user.
+        """
 
     def environment(
         self, role: InstanceRole, allocation: SMAllocation
@@ -53,6 +74,11 @@ class NoPartition:
     """Every worker has the whole device; the GPU takes turns between them."""
 
     name = "none"
+
+    def initial_split(
+        self, wanted: SMAllocation, *, is_free: bool, allow_overlap: bool
+    ) -> SMAllocation:
+        return wanted
 
     def environment(
         self, role: InstanceRole, allocation: SMAllocation
@@ -100,8 +126,24 @@ class MPSPartition:
     name = "mps"
     description = "MPS percentages"
 
-    def __init__(self, daemon: MPSDaemon) -> None:
-        self._daemon = daemon
+    def __init__(self, daemon: MPSDaemon, gpu: int = 0) -> None:
+        self._daemon, self._gpu = daemon, gpu
+
+    def initial_split(
+        self, wanted: SMAllocation, *, is_free: bool, allow_overlap: bool
+    ) -> SMAllocation:
+        """As declared; only splits of shares whose products are right are good."""
+        shares = RightShares(self._daemon, self._gpu, default_cache())
+        asked = {wanted.prefill_percentage, wanted.decode_percentage}
+        if not is_free and all(shares.verdicts(asked).values()):
+            return wanted
+        verdicts = shares.verdicts(asked.union(CANDIDATES))
+        if not is_free:
+            require(wanted, verdicts, allow_overlap=allow_overlap)
+        near = OVERLAPPING if allow_overlap else wanted
+        split = best(near, verdicts, allow_overlap=allow_overlap)
+        logger.info("The split is %s, of shares that compute right here", split)
+        return split
 
     def environment(
         self, role: InstanceRole, allocation: SMAllocation
@@ -142,6 +184,11 @@ class GreenPartition(MPSPartition):
 
     name = "green"
     description = "green contexts"
+
+    def initial_split(
+        self, wanted: SMAllocation, *, is_free: bool, allow_overlap: bool
+    ) -> SMAllocation:
+        return wanted  # every worker checks the streams it is to use
 
     def environment(
         self, role: InstanceRole, allocation: SMAllocation
@@ -186,14 +233,14 @@ def start_partition(
 
 def _choose(backend: str, daemon: MPSDaemon, gpu: int) -> MPSPartition:
     if backend == "mps":
-        return MPSPartition(daemon)
+        return MPSPartition(daemon, gpu)
     green = GreenPartition(daemon)
     if backend == "auto":
         client = green.environment(InstanceRole.PREFILL, UNPARTITIONED)
         why_not = green_check.why_not({**os.environ, **client}, gpu)
         if why_not:
             logger.warning("Green contexts are not used: %s", why_not)
-            return MPSPartition(daemon)
+            return MPSPartition(daemon, gpu)
     return green
 
 

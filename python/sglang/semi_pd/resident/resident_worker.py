@@ -20,6 +20,7 @@ from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.launch.start_progress import Phase
 from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.memory.memory_arena import ArenaBuilder, TensorRef
+from sglang.semi_pd.resident import memory_plan
 from sglang.semi_pd.resident.model_image import take_image
 from sglang.semi_pd.resident.resident_channel import (
     AttachRequest,
@@ -55,7 +56,8 @@ class Resident:
         publish(spec.server_args, role="weight_cache_daemon")
         builder = ArenaBuilder(torch.device(spec.device))
         supply = SupplyNew(builder)
-        install_resident(supply, spec.pool_bytes)
+        needs = _needs(spec)
+        install_resident(supply, spec.pool_bytes, needs)
         enter("loading the weights")
         worker = TpModelWorker(
             spec.server_args,
@@ -79,6 +81,8 @@ class Resident:
             page_size=runner.page_size,
         )
         current_platform.synchronize()
+        if needs is not None:
+            logger.info("%s", _memory_table(runner, self._manifest, needs))
 
     def init_info(self) -> dict[str, Any]:
         """What upstream's launcher expects of a process that is ready."""
@@ -122,6 +126,30 @@ def _describe(runner: ModelRunner, builder: ArenaBuilder, supply: SupplyNew) -> 
         return Manifest(slot, epoch, handles, image, supply.refs, req_to_token, sizes)
 
     return manifest
+
+
+def _needs(spec: WorkerSpec) -> memory_plan.WorkerNeeds | None:
+    if not spec.device.startswith("cuda"):
+        return None
+    config = spec.server_args.get_model_config().hf_text_config
+    return memory_plan.worker_needs(spec.server_args, config)
+
+
+def _memory_table(
+    runner: ModelRunner, describe: Any, needs: memory_plan.WorkerNeeds
+) -> str:
+    manifest: Manifest = describe(0, 0)
+    cache = sum(ref.extent for ref in manifest.kv_buffers)
+    rows = manifest.req_to_token.extent
+    weights = sum(arena.nbytes for arena in manifest.arenas) - cache - rows
+    parts = {
+        "weights": weights,
+        f"KV cache, {runner.max_total_num_tokens} tokens": cache,
+        "request rows": rows,
+        **needs.reserve(),
+    }
+    _, total = torch.cuda.mem_get_info(runner.gpu_id)
+    return memory_plan.table(parts, total)
 
 
 def _parallel_state(spec: WorkerSpec) -> ParallelState:

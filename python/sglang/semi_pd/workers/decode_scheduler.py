@@ -12,15 +12,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from sglang.semi_pd.utils import InstanceRole, row_label
 from sglang.semi_pd.workers.borrowing_cache import Borrowed, BorrowingCache
 from sglang.semi_pd.workers.continuation import count_penalties
+from sglang.semi_pd.workers.early_adoption import EarlyAdoption
 from sglang.semi_pd.workers.handover import (
     adopt,
     find_row,
@@ -35,7 +34,7 @@ from sglang.semi_pd.workers.messages import (
     Leave,
 )
 from sglang.semi_pd.workers.room import RoomRequest
-from sglang.semi_pd.workers.worker_scheduler import BATCH, WorkerScheduler
+from sglang.semi_pd.workers.worker_scheduler import BATCH
 from sglang.semi_pd.workers.worker_spec import give_back_address, handover_address
 from sglang.srt.disaggregation.decode import DecodePreallocQueue
 from sglang.srt.disaggregation.utils import DisaggregationMode
@@ -51,8 +50,6 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 logger = logging.getLogger(__name__)
-
-HANDOVERS_REMEMBERED = 10_000
 
 DECODE_RESERVE_PAGES = 4096
 LARGEST_RESERVE_SHARE = 16
@@ -155,7 +152,7 @@ def borrowing_cache(original: Callable[..., Any], context: Any) -> Any:
     )
 
 
-class DecodeScheduler(WorkerScheduler):
+class DecodeScheduler(EarlyAdoption):
     """Generates tokens for requests that the prefill worker hands over."""
 
     _to_lender: zmq.Socket | None
@@ -173,7 +170,6 @@ class DecodeScheduler(WorkerScheduler):
         super().init_ipc_channels(port_args)
         self._handovers: dict[str, Handover] = {}
         self._prefill_has_left = False
-        self._handover_ms: deque[float] = deque(maxlen=HANDOVERS_REMEMBERED)
         if self.recv_from_tokenizer is not None:
             # One socket for both senders: handovers are then broadcast to all ranks
             # in one order with everything else, and wake a sleeping scheduler.
@@ -206,10 +202,10 @@ class DecodeScheduler(WorkerScheduler):
 
     def receive(self, handover: Handover) -> None:
         """Adopt a request: upstream builds it anew, then ``AdoptionQueue.add``."""
+        handover = dataclasses.replace(handover, received_at=time.monotonic())
         request = handover.request
         request.bootstrap_host, request.bootstrap_room = "semi-pd", 1
         self._handovers[request.rid] = handover
-        self._handover_ms.append(1e3 * (time.monotonic() - handover.handed_over_at))
         self.handle_generate_request(request)
 
     def adopt(self, req: Req) -> None:
@@ -219,6 +215,7 @@ class DecodeScheduler(WorkerScheduler):
         row = find_row(self.memory.table, label, self.give_back)
         adopt(req, handover, row)
         req.semi_pd_borrowed = Borrowed(handover.loan, handover.is_settled)
+        req.semi_pd_adoption = handover, time.monotonic()
 
     def give_back(self) -> None:
         """Give ended requests back to prefill, as far as forwards allow."""
@@ -276,10 +273,8 @@ class DecodeScheduler(WorkerScheduler):
         return [req.rid for req in queue.retracted_queue]
 
     def on_end(self) -> None:
-        """Leave in the log how long handovers took, from hand to hand."""
-        if self._handover_ms:
-            p50, p99 = np.percentile(self._handover_ms, (50, 99))
-            logger.info("Handovers took %.2f ms (P50), %.2f ms (P99)", p50, p99)
+        """Leave in the log how long handovers took."""
+        logger.info("Handovers took, P50 / P99 in ms: %s", self.handover_times)
 
     def abort_request(self, recv_req: AbortReq) -> None:
         # Upstream does not know the queue of those that wait for retracted ones.
@@ -309,7 +304,10 @@ class DecodeScheduler(WorkerScheduler):
         to_resume = queue.tokens_to_resume // allocator.page_size
         allocator.demand_pages = steps_ahead + to_resume + MIN_LEASE_PAGES
         self.waiting_queue.extend(queue.resume_retracted_reqs())
-        self.waiting_queue.extend(queue.pop_adopted())
+        adopted = queue.pop_adopted()
+        for req in adopted:
+            self.handover_times.joined(*req.semi_pd_adoption)
+        self.waiting_queue.extend(adopted)
         self._ask_for_room_ahead(to_resume)
 
     def get_next_disagg_decode_batch_to_run(

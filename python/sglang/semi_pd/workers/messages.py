@@ -88,6 +88,8 @@ class Handover:
     times: PrefillTimes
     handed_over_at: float
     """``time.monotonic()`` of the sender, to measure how long a handover takes."""
+    received_at: float = 0.0
+    """The same of the receiver, which sets it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from sglang.semi_pd.workers.continuation import (
     count_penalties,
     pad_logprobs,
 )
+from sglang.semi_pd.workers.early_conclusion import EarlyConclusion
 from sglang.semi_pd.workers.handover import HandoverSender, no_transfer
 from sglang.semi_pd.workers.lender import Lender
 from sglang.semi_pd.workers.messages import (
@@ -35,7 +36,7 @@ from sglang.semi_pd.workers.messages import (
     Resume,
 )
 from sglang.semi_pd.workers.succession import bequeath, inherit, recover
-from sglang.semi_pd.workers.worker_scheduler import BATCH, WorkerScheduler
+from sglang.semi_pd.workers.worker_scheduler import BATCH
 from sglang.srt.disaggregation.prefill import PrefillBootstrapQueue
 from sglang.srt.managers.io_struct import (
     AbortReq,
@@ -94,7 +95,7 @@ def count_continued(original: Callable[[Any], None], batch: ScheduleBatch) -> No
     count_penalties(batch, newest_left_out=0)
 
 
-class PrefillScheduler(WorkerScheduler):
+class PrefillScheduler(EarlyConclusion):
     """Computes prompts and hands each request over with its first token."""
 
     queue_replacement = {

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.hooks import require_applied
+from sglang.semi_pd.resident.memory_plan import GIB, WorkerNeeds, extra_reserve
 from sglang.semi_pd.resident.model_image import SharedModelLoader
 from sglang.semi_pd.resident.shared_pools import (
     SharedReqToTokenPool,
@@ -61,12 +62,18 @@ def install_pool_memory(supply: Supply) -> None:
     )
 
 
-def install_resident(supply: Supply, pool_bytes: int | None) -> None:
-    """Resident: KV buffers in shared memory, of the size the user asked for, if any."""
+def install_resident(
+    supply: Supply, pool_bytes: int | None, needs: WorkerNeeds | None
+) -> None:
+    """Resident: KV buffers in shared memory, of the size the user asked for, if any.
+
+    Args:
+        needs: what the workers take beside the cache; None where memory is the host's.
+    """
     install_pool_memory(supply)
     _apply(
         HookType.AROUND,
-        {f"{_CONFIGURATOR}._profile_available_bytes": _at_most(pool_bytes)},
+        {f"{_CONFIGURATOR}._profile_available_bytes": _at_most(pool_bytes, needs)},
     )
 
 
@@ -131,9 +138,15 @@ def _apply(kind: HookType, hooks: dict[str, Any]) -> None:
     require_applied(hooks)
 
 
-def _at_most(pool_bytes: int | None) -> Hook:
-    def available(original: Hook, configurator: Any, pre_model_load_memory: int) -> int:
+def _at_most(pool_bytes: int | None, needs: WorkerNeeds | None = None) -> Hook:
+    def available(
+        original: Hook, configurator: Any, pre_model_load_memory: float
+    ) -> int:
         profiled = int(original(configurator, pre_model_load_memory))
+        if needs is not None:
+            fraction = configurator.server_args.mem_fraction_static
+            kept = int(pre_model_load_memory * (1 - fraction) * GIB)
+            profiled -= extra_reserve(needs, kept)
         return profiled if pool_bytes is None else min(profiled, pool_bytes)
 
     return available

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which MPS shares compute right on this GPU, and the best split made of them.
+
+Some shares give wrong matrix products (decision 11). Which ones depends on the GPU, the
+driver and cuBLAS, so they are found by trying, once for each combination: the verdicts
+are kept in the user's cache. Nothing wrong can come of a stale or forged cache: every
+worker checks its own share before it serves.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from itertools import product
+from pathlib import Path
+
+from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.partition import matrix_products
+from sglang.semi_pd.partition.matrix_products import WORST_ERROR
+from sglang.semi_pd.partition.mps import MPSDaemon
+from sglang.semi_pd.sm_allocation import SMAllocation
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES = tuple(range(100, 0, -5))
+PROBE_TIMEOUT_S = 180.0
+SHOWN_CHARACTERS = 2000
+NAMED = 3
+"""Splits that a refusal names."""
+
+Verdicts = dict[int, bool]
+
+
+def ranked(
+    wanted: SMAllocation, verdicts: Mapping[int, bool], *, allow_overlap: bool
+) -> list[SMAllocation]:
+    """Splits of right shares, the best first.
+
+    The best leaves the fewest SMs unused, then is the nearest to what is wanted, then
+    the most even. Where caps may overlap the nearest is the best.
+    """
+    right = [share for share, is_right in verdicts.items() if is_right]
+
+    def loss(split: SMAllocation) -> tuple[int, int, int]:
+        prefill, decode = split.prefill_percentage, split.decode_percentage
+        off = abs(prefill - wanted.prefill_percentage)
+        off += abs(decode - wanted.decode_percentage)
+        unused = 0 if allow_overlap else 100 - prefill - decode
+        return unused, off, abs(prefill - decode)
+
+    splits = (SMAllocation(*pair) for pair in product(right, right))
+    return sorted(
+        (s for s in splits if allow_overlap or not s.is_overlapping), key=loss
+    )
+
+
+def best(
+    wanted: SMAllocation, verdicts: Mapping[int, bool], *, allow_overlap: bool
+) -> SMAllocation:
+    """The first of ``ranked``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    splits = ranked(wanted, verdicts, allow_overlap=allow_overlap)
+    if not splits:
+        raise ConfigError(
+            "No split of this GPU can be served",
+            why="BF16 products were wrong, or not computed, at every share tried",
+            mend="use --sm-partition-backend none, and report GPU, driver and CUDA",
+        )
+    return splits[0]
+
+
+def require(
+    asked: SMAllocation, verdicts: Mapping[int, bool], *, allow_overlap: bool
+) -> None:
+    """Refuse a split with a share that computes wrong.
+
+    Raises:
+        ConfigError: naming the shares and the nearest right splits.
+    """
+    shares = sorted({asked.prefill_percentage, asked.decode_percentage})
+    wrong = [share for share in shares if not verdicts[share]]
+    if not wrong:
+        return
+    nearest = ranked(asked, verdicts, allow_overlap=allow_overlap)[:NAMED]
+    raise ConfigError(
+        f"The split {asked} is refused",
+        why="BF16 products are wrong on this GPU at "
+        + " and ".join(f"{share} %" for share in wrong),
+        mend="right splits near it: " + (", ".join(map(str, nearest)) or "none"),
+    )
+
+
+class RightShares:
+    """The verdicts of one GPU, tried when they are first needed.
+
+    Args:
+        daemon: the MPS daemon, running, whose clients the probes are.
+        gpu_id: CUDA's index of the GPU.
+        cache: file to keep verdicts in.
+    """
+
+    def __init__(self, daemon: MPSDaemon, gpu_id: int, cache: Path) -> None:
+        self._daemon, self._gpu_id, self._cache = daemon, gpu_id, cache
+        self._key = machine_key()
+
+    def verdicts(self, shares: Iterable[int]) -> Verdicts:
+        """Whether each of the shares computes right."""
+        wanted = list(shares)
+        known = self._load()
+        missing = [share for share in wanted if share not in known]
+        if missing:
+            logger.info("Trying which shares of the GPU compute right: %s", missing)
+            known |= self._probe(missing)
+            self._store(known)
+        return {share: known[share] for share in wanted}
+
+    def _probe(self, shares: list[int]) -> Verdicts:
+        """A share whose probe says nothing is taken for wrong."""
+        environment = {**os.environ, **self._daemon.client_environment(100)}
+        program = [sys.executable, matrix_products.__file__, str(self._gpu_id)]
+        try:
+            done = subprocess.run(
+                [*program, *map(str, shares)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=PROBE_TIMEOUT_S,
+                check=False,
+            )
+            said = [json.loads(line) for line in done.stdout.splitlines()]
+            complaint = done.stderr[-SHOWN_CHARACTERS:]
+        except subprocess.TimeoutExpired:
+            said, complaint = [], f"no answer in {PROBE_TIMEOUT_S:.0f} s"
+        silent = len(shares) - len(said)
+        if silent:
+            logger.warning("%d shares gave no answer: %s", silent, complaint)
+        found = {one["share"]: one["error"] <= WORST_ERROR for one in said}
+        return {share: found.get(share, False) for share in shares}
+
+    def _load(self) -> Verdicts:
+        try:
+            kept = json.loads(self._cache.read_text(encoding="utf-8"))
+            return {int(share): bool(right) for share, right in kept[self._key].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def _store(self, verdicts: Verdicts) -> None:
+        try:
+            self._cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh = self._cache.with_suffix(f".{os.getpid()}")
+            fresh.write_text(json.dumps({self._key: verdicts}), encoding="utf-8")
+            fresh.replace(self._cache)
+        except OSError as error:
+            logger.warning("The shares that compute right are not kept: %s", error)
+
+
+def machine_key() -> str:
+    """GPU models, driver, torch and cuBLAS: what the verdicts depend on."""
+    root = Path("/proc/driver/nvidia")
+    models = {_model(path) for path in sorted(root.glob("gpus/*/information"))}
+    driver = _text(root / "version").partition("\n")[0]
+    libraries = sorted(
+        f"{d.metadata['Name']} {d.version}"
+        for d in importlib.metadata.distributions()
+        if str(d.metadata["Name"]).startswith(("torch", "nvidia-cublas"))
+    )
+    return " | ".join([*sorted(models), driver, *libraries])
+
+
+def default_cache() -> Path:
+    """Where verdicts are kept for this user."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "sglang-semi-pd" / "right-shares.json"
+
+
+def _model(information: Path) -> str:
+    lines = _text(information).splitlines()
+    return next(
+        (x.split(":", 1)[1].strip() for x in lines if x.startswith("Model")), ""
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

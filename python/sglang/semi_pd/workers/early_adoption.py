@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handovers are taken while the GPU works on a decode step.
+
+Building a request takes a part of a millisecond of the scheduler's time, and many may
+come at once. Done between two steps it delays every stream; done while the scheduler
+waits for a step's result it delays nothing, and between two steps only the joining is
+left.
+
+The first token of a request leaves when it joins, not when it is adopted: it would
+come up to a step earlier, and the gap behind it would be longer by the same time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import zmq
+from sglang.semi_pd.workers.handover_times import HandoverTimes
+from sglang.semi_pd.workers.messages import Handover
+from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
+from sglang.srt.managers.io_struct import sock_recv
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+
+class EarlyAdoption(WorkerScheduler):
+    """What the decode scheduler does with its socket while the GPU works.
+
+    Only with one rank: with several, messages are taken by all ranks at one place in
+    the loop.
+    """
+
+    handover_times: HandoverTimes
+    _postponed: list[Any]
+
+    def init_ipc_channels(self, port_args: Any) -> None:
+        super().init_ipc_channels(port_args)
+        self._postponed = []
+        self.handover_times = HandoverTimes()
+
+    def receive(self, handover: Handover) -> None:
+        """Adopt a request; of the decode scheduler."""
+        raise NotImplementedError
+
+    def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
+        done = getattr(result, "copy_done", None)
+        if done is not None and self.server_args.tp_size == 1:
+            while not done.query():
+                self._take_handovers()
+        super().process_batch_result(batch, result)
+
+    def process_input_requests(self, recv_reqs: list[Any]) -> None:
+        postponed, self._postponed = self._postponed, []
+        super().process_input_requests([*postponed, *recv_reqs])
+
+    def _take_handovers(self) -> None:
+        """Adopt what has arrived, up to the first message of another kind: that one and
+        all behind it wait for their place in the loop."""
+        while True:
+            try:
+                message = sock_recv(self.recv_from_tokenizer, zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if isinstance(message, Handover) and not self._postponed:
+                self.receive(message)
+            else:
+                self._postponed.append(message)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choosing a split of shares that compute right; the probing itself needs a GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.partition import right_shares
+from sglang.semi_pd.partition.right_shares import RightShares, best, ranked, require
+from sglang.semi_pd.sm_allocation import SMAllocation
+
+RIGHT_ON_H200 = (100, 95, 90, 50, 30, 25, 10, 5)
+H200 = {share: share in RIGHT_ON_H200 for share in range(5, 101, 5)}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mode", "expected"),
+    [
+        ("70/30", "disjoint", "50/50"),
+        ("90/10", "disjoint", "90/10"),
+        ("95/5", "disjoint", "95/5"),
+        ("30/70", "disjoint", "50/50"),
+        ("80/100", "overlap", "90/100"),
+        ("100/100", "overlap", "100/100"),
+    ],
+)
+def test_best_split_on_an_h200(wanted: str, mode: str, expected: str) -> None:
+    is_overlap = mode == "overlap"
+    split = best(SMAllocation.parse(wanted), H200, allow_overlap=is_overlap)
+    assert str(split) == expected
+
+
+def test_where_all_is_right_the_wanted_split_is_the_best() -> None:
+    everywhere = dict.fromkeys(H200, True)
+    for split in (SMAllocation(70, 30), SMAllocation(5, 95)):
+        assert best(split, everywhere, allow_overlap=False) == split
+
+
+def test_no_split_without_a_right_share() -> None:
+    with pytest.raises(ConfigError, match="No split"):
+        best(SMAllocation(70, 30), {70: False, 100: True}, allow_overlap=False)
+    assert ranked(SMAllocation(70, 30), {}, allow_overlap=True) == []
+
+
+def test_refusal_names_the_wrong_share_and_the_nearest_splits() -> None:
+    with pytest.raises(ConfigError) as refused:
+        require(SMAllocation(70, 30), H200, allow_overlap=False)
+    assert "at 70 %" in str(refused.value)
+    assert "50/50, 90/10, 95/5" in str(refused.value)
+    require(SMAllocation(50, 50), H200, allow_overlap=False)
+
+
+class Daemon:
+    """The environment of an MPS client, where no daemon is needed."""
+
+    def client_environment(self, percentage: int) -> dict[str, str]:
+        return {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": str(percentage)}
+
+
+@pytest.fixture
+def probe_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Puts a program in the probe's place right at 50, wrong at 70, else silent."""
+    log, program = tmp_path / "log", tmp_path / "program.py"
+    program.write_text(
+        "import sys, json\n"
+        f"open({str(log)!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')\n"
+        "for share in map(int, sys.argv[2:]):\n"
+        "    if share in (50, 70):\n"
+        "        error = 2e-3 if share == 50 else 0.4\n"
+        "        print(json.dumps({'share': share, 'sms': 66, 'error': error}))\n"
+    )
+    monkeypatch.setattr(right_shares.matrix_products, "__file__", str(program))
+    return log
+
+
+def test_verdicts_are_tried_once_and_kept(probe_log: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache" / "shares.json"
+    shares = RightShares(Daemon(), 3, cache)  # type: ignore[arg-type]
+    assert shares.verdicts([50, 70, 60]) == {50: True, 70: False, 60: False}
+    again = RightShares(Daemon(), 3, cache)  # type: ignore[arg-type]
+    assert again.verdicts([70, 50]) == {70: False, 50: True}
+    assert probe_log.read_text() == "3 50 70 60\n"
+    assert os.stat(cache.parent).st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"other": {"50": true}}'])
+def test_a_cache_that_says_nothing_is_ignored(
+    content: str, probe_log: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "shares.json"
+    cache.write_text(content)
+    assert RightShares(Daemon(), 0, cache).verdicts([50]) == {50: True}  # type: ignore[arg-type]
+
+
+def test_probe_does_not_import_sglang() -> None:
+    """It would take longer than everything else that it does."""
+    source = Path(sys.modules["sglang.semi_pd.partition"].__path__[0])
+    text = (source / "matrix_products.py").read_text()
+    assert "sglang." not in text.split('"""', 2)[2]
