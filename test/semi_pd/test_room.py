@@ -93,7 +93,7 @@ def test_ranks_go_on_together(scene):
     """This rank has seen the answer; another has not."""
     least = [room.NOT_YET]
     request = RoomRequest(
-        scene.decode, scene.sent.append, lambda seen: min(seen, *least)
+        scene.decode, scene.sent.append, lambda seen: min(seen, *least), 0
     )
     assert request.must_wait(5, is_last=False)
     scene.answer()

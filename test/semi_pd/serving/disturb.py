@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams while their workers are replaced: what clients notice, and what they do not.
+
+The same requests run undisturbed first; every later run must give the same tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import client
+import workload
+
+RECOVERY_TIMEOUT_S = 300.0
+POLL_S = 0.02
+
+Disturb = Callable[[aiohttp.ClientSession, str], Awaitable[None]]
+
+
+@dataclass
+class Outcome:
+    """What a series of disturbances did.
+
+    Attributes:
+        steady_gap_s: worst gap of a stream in the undisturbed run.
+        gaps_s: worst gap of a stream in each disturbed run.
+        took_s: how long each disturbance took, as seen from outside.
+        changed: streams whose tokens or text were not those of the undisturbed run.
+    """
+
+    steady_gap_s: float = 0.0
+    gaps_s: list[float] = field(default_factory=list)
+    took_s: list[float] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+
+
+def bodies(streams: int, tokens: int, seed: int) -> list[client.Body]:
+    """Streams of ``tokens`` tokens, and some long prompts with few."""
+    running = [
+        workload.endless(workload.prompt(20 + 37 * i % 400, seed + i), tokens)
+        for i in range(streams)
+    ]
+    prompts = [
+        workload.endless(workload.prompt(700, seed + 1000 + i), tokens // 5)
+        for i in range(streams // 4)
+    ]
+    return running + prompts
+
+
+def run(  # noqa: PLR0913 - a trial has that many sides
+    url: str,
+    disturb: Disturb,
+    *,
+    times: int,
+    streams: int = 16,
+    tokens: int = 300,
+    seed: int = 5,
+) -> Outcome:
+    """Disturb ``times`` times, at random moments, while requests run."""
+    return asyncio.run(_run(url, disturb, times, bodies(streams, tokens, seed), seed))
+
+
+async def _run(
+    url: str, disturb: Disturb, times: int, requests: list[client.Body], seed: int
+) -> Outcome:
+    outcome, source = Outcome(), random.Random(seed)
+    async with client.session() as http:
+
+        async def all_streams() -> list[client.Stream]:
+            return await asyncio.gather(
+                *(client.stream(http, url, b) for b in requests)
+            )
+
+        await all_streams()  # what the first run still has to set up
+        began = time.monotonic()
+        undisturbed = await all_streams()
+        whole = time.monotonic() - began
+        outcome.steady_gap_s = _worst_gap(undisturbed)
+        while len(outcome.took_s) < times:
+            work = asyncio.create_task(all_streams())
+            await asyncio.sleep(source.uniform(0.05, 0.6) * whole)
+            while len(outcome.took_s) < times and not work.done():
+                at = time.monotonic()
+                await disturb(http, url)
+                outcome.took_s.append(time.monotonic() - at)
+                await asyncio.sleep(source.uniform(0.0, 0.3) * whole)
+            streams = await work
+            outcome.gaps_s.append(_worst_gap(streams))
+            outcome.changed += _changes(streams, undisturbed)
+    return outcome
+
+
+def _worst_gap(streams: list[client.Stream]) -> float:
+    return max(max(one.gaps(0, float("inf")), default=0.0) for one in streams)
+
+
+def _changes(streams: list[client.Stream], like: list[client.Stream]) -> list[str]:
+    found = []
+    for place, (one, other) in enumerate(zip(streams, like, strict=True)):
+        got, wanted = one.last["output_ids"], other.last["output_ids"]
+        if got != wanted or one.last.get("text") != other.last.get("text"):
+            same = [a == b for a, b in zip(got, wanted, strict=False)]
+            at = same.index(False) if False in same else len(same)
+            found.append(f"stream {place}: {len(got)}/{len(wanted)} tokens, from {at}")
+    return found
+
+
+async def status(http: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    """``/semi_pd/status``."""
+    async with http.get(f"{url}/semi_pd/status") as reply:
+        return dict(await reply.json())
+
+
+def rotating(*splits: tuple[int, int]) -> Disturb:
+    """Move to these splits in turn; a refusal is an error."""
+    turn = 0
+
+    async def rotate(http: aiohttp.ClientSession, url: str) -> None:
+        nonlocal turn
+        prefill, decode = splits[turn % len(splits)]
+        turn += 1
+        body = {"prefill_percentage": prefill, "decode_percentage": decode}
+        async with http.post(f"{url}/semi_pd/reallocate", json=body) as reply:
+            assert reply.status == 200, await reply.text()
+
+    return rotate
+
+
+def killing(*roles: str, by: signal.Signals = signal.SIGKILL) -> Disturb:
+    """Send a signal to the workers of these roles, and wait until others serve."""
+
+    async def kill(http: aiohttp.ClientSession, url: str) -> None:
+        before = await status(http, url)
+        for role in roles:
+            with suppress(ProcessLookupError):  # the other's death ended it
+                os.kill(before["components"][f"{role}_TP0"]["pid"], by)
+        deaths = before["recovery_status"]["worker_deaths"]
+        deadline = time.monotonic() + RECOVERY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            now = (await status(http, url))["recovery_status"]
+            if now["worker_deaths"] > deaths and not now["is_recovering"]:
+                return
+            await asyncio.sleep(POLL_S)
+        raise TimeoutError("no recovery")
+
+    return kill
