@@ -93,6 +93,7 @@ class Pair:
         self.prefill.rows.alloc([req])
         found = len(req.prefix_indices)
         missing = -(-(len(tokens) - found) // PAGE) * PAGE
+        self.prefill.allocator.demand_pages = missing // PAGE
         available = self.prefill.allocator.available_size()
         if available < missing:
             self.prefill.tree.evict(EvictParams(num_tokens=missing - available))
@@ -137,7 +138,7 @@ class Pair:
 
         for token in tokens:
             req.output_ids.append(token)
-        grown = len(req.origin_input_ids) + len(tokens) - 1
+        grown = len(req.origin_input_ids) + len(req.output_ids) - 1
         have = -(-req.kv_committed_len // PAGE) * PAGE
         row = self.req_to_token[req.req_pool_idx]
         last_page = int(row[req.kv_committed_len - 1]) // PAGE * PAGE

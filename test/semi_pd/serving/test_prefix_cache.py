@@ -123,6 +123,15 @@ def test_a_pool_of_an_eighth(plain: Server, small: Server) -> None:
     assert small.memory_usage()["audits_failed"] == 0
 
 
+def test_a_prompt_as_large_as_the_pool(plain: Server, small: Server) -> None:
+    """What decode keeps for itself is not in the way of a prompt while it is idle."""
+    total = small.get("/server_info").json()["max_total_num_tokens"]
+    flush(small)
+    asked = {"input_ids": prompt(total - 20, seed=48), "max_new_tokens": 8}
+    assert content(small.generate(**asked)) == content(plain.generate(**asked))
+    require_nothing_allocated(small)
+
+
 def test_decode_outgrows_the_pool(plain: Server, small: Server) -> None:
     """Long answers: the cache is evicted, requests are put aside, all end right."""
     bodies = [

@@ -49,6 +49,10 @@ class TableQueries:
         """Pages that nobody has; read without the lock, so it may just have changed."""
         return self._core.pages.free
 
+    def reserve_of(self, slot: int) -> int:
+        """Pages kept free for the worker in ``slot``; read without the lock."""
+        return int(self._core.state.slot_reserve[slot])
+
     def row_state(self, row: int) -> RowState:
         """Owner, generation and lengths of one row, read without the lock.
 

@@ -290,10 +290,8 @@ class DecodeScheduler(EarlyAdoption):
 
     def init_running_status(self) -> None:
         super().init_running_status()
-        # Prefill may not take the last pages: decode would have to put requests aside.
         pages = self.memory.table.layout.num_pages
         self._reserve = min(DECODE_RESERVE_PAGES, pages // LARGEST_RESERVE_SHARE)
-        self.memory.table.set_reserve(self.memory.manifest.slot, self._reserve)
         self._to_lender = self._use_lender(self.spec.generation)
 
     def process_decode_queue(self) -> None:
@@ -308,6 +306,7 @@ class DecodeScheduler(EarlyAdoption):
         for req in adopted:
             self.handover_times.joined(*req.semi_pd_adoption)
         self.waiting_queue.extend(adopted)
+        self._keep_reserve()
         self._ask_for_room_ahead(to_resume)
 
     def get_next_disagg_decode_batch_to_run(
@@ -342,6 +341,16 @@ class DecodeScheduler(EarlyAdoption):
             if not req.finished()
         )
         return max(0, needed - allocator.leased_pages)
+
+    def _keep_reserve(self) -> None:
+        """While requests run prefill may not take the last pages: decode would have to
+        put some aside. When none does, a prompt may be as large as the pool."""
+        has_work = self.waiting_queue or not self.running_batch.is_empty()
+        queue = self.disagg_decode_prealloc_queue
+        wanted = self._reserve if has_work or queue.retracted_queue else 0
+        table, slot = self.memory.table, self.memory.manifest.slot
+        if table.reserve_of(slot) != wanted:  # also what a predecessor left
+            table.set_reserve(slot, wanted)
 
     def _ask_for_room_ahead(self, to_resume: int) -> None:
         """Keep the reserve free while requests run: prefill evicts beside its work."""
