@@ -45,8 +45,11 @@ class MPSDaemon:
         Raises:
             MPSError: it does not.
         """
-        for path in (self._pipes, self._logs):
-            path.mkdir(mode=0o700)
+        # After a fault another daemon is started in the same place: what the old one
+        # left there must not pass for an answer.
+        shutil.rmtree(self._pipes, ignore_errors=True)
+        self._pipes.mkdir(mode=0o700)
+        self._logs.mkdir(mode=0o700, exist_ok=True)
         if len(os.fsencode(self._pipes)) > LONGEST_PIPE_DIRECTORY:
             raise _error(f"{self._pipes} is too long a path for its sockets")
         self._start_control()
