@@ -283,6 +283,14 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
         return not str(self.device).startswith("cpu")
 
 
+class SoleAllocator(LeasedAllocator):
+    """For a worker that shares the block table with nobody: what is free is there."""
+
+    def available_size(self) -> int:
+        self.publish_retired()
+        return (self.leased_pages + self._table.pages_free) * self.page_size
+
+
 def pages_of(slots: torch.Tensor, page_size: int) -> Ids:
     """The distinct pages that token slots on the host lie in, ascending, int64."""
     return np.unique(slots.numpy().astype(np.int64) // page_size)
