@@ -73,6 +73,7 @@ class Ours:
     def recycle(self) -> None:
         """Requests end: everything is free again."""
         self.allocator._leased_host = np.empty(0, np.int64)
+        assert self.table.lease is not None
         owned = np.flatnonzero(self.table.page_owners() == self.table.lease.slot)
         self.table.give_pages(owned)
         self.allocator.clear()

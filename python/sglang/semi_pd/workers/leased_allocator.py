@@ -217,11 +217,12 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
         )
 
     def alloc_decode(self, seq_lens, seq_lens_cpu, last_loc):  # type: ignore[no-untyped-def]
-        pages = get_num_new_pages(
-            seq_lens=seq_lens_cpu, page_size=self.page_size, decode=True
-        )
-        if not self.lease(pages):
-            return None
+        if len(self._leased_host) < len(seq_lens_cpu):  # else there is one for each
+            pages = get_num_new_pages(
+                seq_lens=seq_lens_cpu, page_size=self.page_size, decode=True
+            )
+            if not self.lease(pages):
+                return None
         return self._from_lease(super().alloc_decode(seq_lens, seq_lens_cpu, last_loc))
 
     def free(self, free_index: torch.Tensor) -> None:
