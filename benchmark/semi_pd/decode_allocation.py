@@ -3,11 +3,11 @@
 
     python benchmark/semi_pd/decode_allocation.py [--batch 256] [--steps 4000] [--json]
 
-Runs the allocator that the workers run, on the CPU, over a real block table. A decode
-step allocates one token per request, so it takes a new page for a request every
-``page size`` steps; ``own`` is what ours spends beside upstream's allocator: the lease,
-its top-up under the lock, and the host's copy of the page numbers. Upstream's part, a
-kernel on a GPU, is replaced by taking the pages only.
+Runs the workers' allocator and upstream's by turns, on the CPU, over the same requests:
+one token for each, which is a new page for a request every ``page size`` steps. The
+computation of slot numbers, a kernel on a GPU, is replaced by taking the pages, in
+both. ``added`` is the difference of the medians: the lease, its top-up under the lock,
+the host's copy of the page numbers.
 """
 
 from __future__ import annotations
@@ -15,69 +15,104 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers.leased_allocator import LeasedAllocator
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
+from sglang.srt.utils import get_num_new_pages
 
 PAGES = 200_000
+Samples = npt.NDArray[np.float64]
 WARM_UP = 200
 
 
-def take_only(
+def take_pages(allocator: PagedTokenToKVPoolAllocator, pages: int) -> torch.Tensor:
+    """In place of upstream's kernel: the pages go, nothing is computed."""
+    allocator.free_pages = allocator.free_pages[pages:]
+    return allocator.free_pages
+
+
+def take_for_tokens(
+    allocator: PagedTokenToKVPoolAllocator, need_size: int
+) -> torch.Tensor:
+    """Upstream's ``alloc``."""
+    return take_pages(allocator, need_size // allocator.page_size)
+
+
+def take_for_decode(
     allocator: PagedTokenToKVPoolAllocator,
     seq_lens: torch.Tensor,
     seq_lens_cpu: torch.Tensor,
     last_loc: torch.Tensor,
 ) -> torch.Tensor:
-    """In place of upstream's kernel: the pages go, nothing is computed."""
+    """Upstream's ``alloc_decode``."""
     page_size = allocator.page_size
-    new = int((seq_lens_cpu % page_size == 1 % page_size).sum())
-    allocator.free_pages = allocator.free_pages[new:]
-    return seq_lens
+    pages = get_num_new_pages(seq_lens=seq_lens_cpu, page_size=page_size, decode=True)
+    return take_pages(allocator, int(pages))
 
 
-def measure(page_size: int, batch: int, steps: int) -> dict[str, Any]:
-    """Median, 99th percentile and mean of a decode step's allocation."""
-    table = BlockTable.create(num_pages=PAGES, num_rows=batch, page_size=page_size)
-    mine = table.bound_to(table.register_worker(InstanceRole.DECODE, 1))
-    allocator = LeasedAllocator(
-        mine,
-        size=PAGES * page_size,
-        page_size=page_size,
-        dtype=torch.float32,
-        device="cpu",
-        kvcache=None,
-    )
+class Ours:
+    """The allocator of a worker, over a block table."""
+
+    def __init__(self, page_size: int) -> None:
+        table = BlockTable.create(num_pages=PAGES, num_rows=8, page_size=page_size)
+        self.table = table.bound_to(table.register_worker(InstanceRole.DECODE, 1))
+        self.allocator = LeasedAllocator(
+            self.table,
+            size=PAGES * page_size,
+            page_size=page_size,
+            dtype=torch.float32,
+            device="cpu",
+            kvcache=None,
+        )
+
+    def recycle(self) -> None:
+        """Requests end: everything is free again."""
+        self.allocator._leased_host = np.empty(0, np.int64)
+        assert self.table.lease is not None
+        owned = np.flatnonzero(self.table.page_owners() == self.table.lease.slot)
+        self.table.give_pages(owned)
+        self.allocator.clear()
+
+
+class Upstreams:
+    """SGLang's own allocator."""
+
+    def __init__(self, page_size: int) -> None:
+        self.allocator = PagedTokenToKVPoolAllocator(
+            PAGES * page_size, page_size, torch.float32, "cpu", None, need_sort=False
+        )
+
+    def recycle(self) -> None:
+        """Requests end: everything is free again."""
+        self.allocator.clear()
+
+
+def measure(kind: Ours | Upstreams, page_size: int, batch: int, steps: int) -> Samples:
+    """Microseconds of each step: the check of admission, and the allocation."""
+    allocator = kind.allocator
     # Requests that are spread over their pages, as after a while of serving.
     seq_lens = torch.arange(batch) % page_size + 1
-    used: list[np.ndarray] = []
     samples = np.empty(steps)
     for step in range(-WARM_UP, steps):
-        allocator.demand_pages = 2 * batch + 32
-        before = allocator._leased_host
+        if isinstance(kind, Ours):
+            kind.allocator.demand_pages = 2 * batch + 32
         started = time.perf_counter_ns()
         allocator.available_size()
-        allocator.alloc_decode(seq_lens, seq_lens, seq_lens)
+        if page_size == 1:
+            allocator.alloc(batch)
+        else:
+            allocator.alloc_decode(seq_lens, seq_lens, seq_lens)
         if step >= 0:
             samples[step] = (time.perf_counter_ns() - started) / 1000
-        used.append(before[: len(before) - len(allocator._leased_host)])
         seq_lens += 1
-        if len(used) == 100:  # requests end: their pages go back, outside the clock
-            mine.give_pages(np.concatenate(used))
-            used.clear()
-    p50, p99 = np.percentile(samples, (50, 99))
-    return {
-        "page_size": page_size,
-        "batch": batch,
-        "p50_us": round(float(p50), 2),
-        "p99_us": round(float(p99), 2),
-        "mean_us": round(float(samples.mean()), 2),
-    }
+        if step % 200 == 0:
+            kind.recycle()
+    return samples
 
 
 def main() -> None:
@@ -86,17 +121,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    PagedTokenToKVPoolAllocator.alloc_decode = take_only
+    PagedTokenToKVPoolAllocator.alloc = take_for_tokens
+    PagedTokenToKVPoolAllocator.alloc_decode = take_for_decode
     for page_size in (1, 16, 64):
-        result = measure(page_size, options.batch, options.steps)
+        result: dict[str, float] = {"page_size": page_size, "batch": options.batch}
+        for name, kind in (("upstream", Upstreams), ("ours", Ours)):
+            samples = measure(kind(page_size), page_size, options.batch, options.steps)
+            p50, p99 = np.percentile(samples, (50, 99))
+            result[f"{name}_p50_us"] = round(float(p50), 2)
+            result[f"{name}_p99_us"] = round(float(p99), 2)
+        added = result["ours_p50_us"] - result["upstream_p50_us"]
+        result["added_p50_us"] = round(added, 2)
         if options.json:
             print(json.dumps(result))
         else:
-            print(
-                f"page size {page_size:3}, batch {options.batch}: "
-                f"{result['p50_us']} us (P50), {result['p99_us']} us (P99), "
-                f"{result['mean_us']} us (mean)"
-            )
+            print("  ".join(f"{name} {value}" for name, value in result.items()))
 
 
 if __name__ == "__main__":

@@ -217,11 +217,12 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
         )
 
     def alloc_decode(self, seq_lens, seq_lens_cpu, last_loc):  # type: ignore[no-untyped-def]
-        pages = get_num_new_pages(
-            seq_lens=seq_lens_cpu, page_size=self.page_size, decode=True
-        )
-        if not self.lease(pages):
-            return None
+        if len(self._leased_host) < len(seq_lens_cpu):  # else there is one for each
+            pages = get_num_new_pages(
+                seq_lens=seq_lens_cpu, page_size=self.page_size, decode=True
+            )
+            if not self.lease(pages):
+                return None
         return self._from_lease(super().alloc_decode(seq_lens, seq_lens_cpu, last_loc))
 
     def free(self, free_index: torch.Tensor) -> None:
@@ -281,6 +282,14 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
     @property
     def _on_gpu(self) -> bool:
         return not str(self.device).startswith("cpu")
+
+
+class SoleAllocator(LeasedAllocator):
+    """For a worker that shares the block table with nobody: what is free is there."""
+
+    def available_size(self) -> int:
+        self.publish_retired()
+        return (self.leased_pages + self._table.pages_free) * self.page_size
 
 
 def pages_of(slots: torch.Tensor, page_size: int) -> Ids:

@@ -20,7 +20,7 @@ from sglang.semi_pd.resident.shared_pools import (
     SupplyExisting,
     create_buffers,
 )
-from sglang.semi_pd.workers.leased_allocator import LeasedAllocator
+from sglang.semi_pd.workers.leased_allocator import LeasedAllocator, SoleAllocator
 from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
 from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -119,7 +119,9 @@ def install_unified(
             f"{_CONFIGURATOR}._profile_available_bytes": _at_most(pool_bytes),
             f"{_CONFIGURATOR}._resolve_memory_pool_config": memory.create,
             f"{_CONFIGURATOR}._build_req_to_token_pool": memory.row_pool,
-            f"{_CONFIGURATOR}._build_token_to_kv_pool_allocator": _allocator(memory),
+            f"{_CONFIGURATOR}._build_token_to_kv_pool_allocator": _allocator(
+                memory, SoleAllocator
+            ),
             f"{_CHECKER}._check_all_pools": _pools_are_shared,
             f"{_CHECKER}._check_req_pool": _rows_are_shared,
             f"{_OBSERVER}._get_token_info": _pool_stats(memory),
@@ -181,7 +183,9 @@ def _row_pool(memory: ResidentMemory) -> Hook:
     return build
 
 
-def _allocator(memory: ResidentMemory | OwnMemory) -> Hook:
+def _allocator(
+    memory: ResidentMemory | OwnMemory, kind: type[LeasedAllocator] = LeasedAllocator
+) -> Hook:
     def build(
         original: Hook,
         configurator: Any,
@@ -190,7 +194,7 @@ def _allocator(memory: ResidentMemory | OwnMemory) -> Hook:
         token_to_kv_pool: Any,
         **_: Any,
     ) -> Any:
-        allocator = LeasedAllocator(
+        allocator = kind(
             memory.table,
             size=sizes.max_total_num_tokens,
             page_size=configurator.page_size,
