@@ -74,9 +74,13 @@ def run_to_crash(name: str, work: Callable[[], None], visit: int = 1) -> bool:
     return wait(fork(child)) == -signal.SIGKILL
 
 
-def worker(table: BlockTable, role: InstanceRole = InstanceRole.PREFILL) -> BlockTable:
+def worker(
+    table: BlockTable,
+    role: InstanceRole = InstanceRole.PREFILL,
+    generation: int = 0,
+) -> BlockTable:
     """The same table, speaking for a newly registered worker."""
-    return table.bound_to(table.register_worker(role, 0))
+    return table.bound_to(table.register_worker(role, generation))
 
 
 def assert_in_order(table: BlockTable) -> None:

@@ -28,7 +28,7 @@ class Worker:
     tree: Any
 
     @classmethod
-    def make(cls, table, req_to_token, role) -> Worker:
+    def make(cls, table, req_to_token, role, generation=1) -> Worker:
         import torch
         from sglang.semi_pd.resident.shared_pools import SharedReqToTokenPool
         from sglang.semi_pd.workers.borrowing_cache import BorrowingCache
@@ -36,7 +36,7 @@ class Worker:
         from sglang.srt.mem_cache.cache_init_params import CacheInitParams
         from sglang.srt.mem_cache.radix_cache import RadixCache
 
-        mine = worker(table, role)
+        mine = worker(table, role, generation)
         allocator = LeasedAllocator(
             mine,
             size=PAGES * PAGE,
@@ -271,10 +271,10 @@ def test_a_lender_that_died_leaves_its_pages_to_the_borrower(pair):
     tokens = list(range(12))
     there = pair.hand_over(pair.compute(tokens))
     pair.table.reclaim(pair.prefill.table.lease.slot)
-    successor = Worker.make(pair.table, pair.req_to_token, InstanceRole.PREFILL)
+    successor = Worker.make(pair.table, pair.req_to_token, InstanceRole.PREFILL, 2)
     pair.prefill = successor
     pair.lender = Lender(successor.tree, successor.rows, successor.table, 2)
-    pair.decode.tree.lender = 2
+    pair.decode.tree.turn_to(2, pair.sent.append)
     pair.generate(there, [1, 2, 3, 4, 5])
     pair.end(there)
     assert successor.cached == 16
@@ -294,14 +294,13 @@ def test_a_successor_inherits_tree_and_loans(pair):
     old = pair.prefill
     old.allocator.return_unused()
     old.rows.return_unused()
-    successor = Worker.make(pair.table, pair.req_to_token, InstanceRole.PREFILL)
+    successor = Worker.make(pair.table, pair.req_to_token, InstanceRole.PREFILL, 2)
     pair.table.inherit(old.table.lease.slot, successor.table.lease.slot)
     added = import_paths(successor.tree, paths)
     assert added == old.tree.total_size() == successor.tree.total_size()
     pair.prefill = successor
     pair.lender = Lender(successor.tree, successor.rows, successor.table, 2)
-    pair.decode.tree.lender = 2
-    pair.decode.tree._to_slot = None
+    pair.decode.tree.turn_to(2, pair.sent.append)
     pair.generate(there, [1, 2, 3])
     pair.end(there)
     assert pair.settle() * PAGE == successor.tree.total_size() == successor.cached
@@ -320,7 +319,7 @@ def test_kept_kv_is_inserted(pair):
     assert found.label == row_label("kept", 0)
     slots = pair.req_to_token[found.row, :13].numpy().astype(np.int64)
     pair.table.reclaim(pair.prefill.table.lease.slot)
-    heir = Worker.make(pair.table, pair.req_to_token, InstanceRole.PREFILL)
+    heir = Worker.make(pair.table, pair.req_to_token, InstanceRole.PREFILL, 2)
     pair.decode.table.claim(pages_of(pair.req_to_token[found.row, :8], PAGE))
     pages = pages_of(pair.req_to_token[found.row, :13], PAGE)
     pair.table.reclaim(dead, pages, None, heir.table.lease.slot)

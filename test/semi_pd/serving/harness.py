@@ -225,6 +225,12 @@ class Server:
         usage: dict[str, Any] = reply.json()["unified_memory_status"]["memory_usage"]
         return usage
 
+    def flush_cache(self) -> None:
+        """Start with an empty prefix cache."""
+        reply = self.post("/flush_cache", {})
+        if reply.status_code != 200:
+            raise self.failure(f"/flush_cache: {reply.status_code} {reply.text}")
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the main process only."""
         self._seen_shm |= process_table.named_shared_memory(self.processes())

@@ -23,13 +23,17 @@ ABORTS = 50
 SETTLE_S = 15.0
 
 
+def used_blocks(usage: dict[str, Any]) -> int:
+    """Blocks that requests hold: all but the free and the cached ones."""
+    return int(usage["allocated_blocks"] - usage["blocks_by_state"]["cached"])
+
+
 def require_nothing_allocated(server: Server) -> None:
     """0 blocks that are not cached, 0 rows, soon after the last request."""
 
     def is_empty() -> bool:
         usage = server.memory_usage()
-        used = usage["allocated_blocks"] - usage["blocks_by_state"]["cached"]
-        return used == 0 and usage["allocated_rows"] == 0
+        return used_blocks(usage) == 0 and usage["allocated_rows"] == 0
 
     waited = process_table.wait_until(is_empty, SETTLE_S)
     if waited is None:
@@ -46,17 +50,18 @@ def starts_empty(semi_pd: Server) -> None:
 def test_blocks_are_counted(semi_pd: Server) -> None:
     """The status does see what a running request holds."""
 
-    async def run() -> dict[str, Any]:
+    async def run() -> None:
         async with client.session() as http:
             body = endless(prompt(500, seed=1), 400)
             running = asyncio.create_task(client.stream(http, semi_pd.url, body))
-            await asyncio.sleep(1.0)
-            usage = await asyncio.to_thread(semi_pd.memory_usage)
+            while not running.done():
+                usage = await asyncio.to_thread(semi_pd.memory_usage)
+                if used_blocks(usage) > 0 and usage["allocated_rows"] > 0:
+                    break
+            assert not running.done(), "the request ended and was never counted"
             await running
-            return usage
 
-    usage = asyncio.run(run())
-    assert usage["allocated_blocks"] > 0 and usage["allocated_rows"] >= 1
+    asyncio.run(run())
     require_nothing_allocated(semi_pd)
 
 

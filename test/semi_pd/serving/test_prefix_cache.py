@@ -20,17 +20,11 @@ USERS, TURNS = 8, 6
 QUESTION, ANSWER = (150, 60) if IS_SOAK else (80, 24)
 
 
-def flush(server: Server) -> None:
-    """Start with an empty cache."""
-    reply = server.post("/flush_cache", {})
-    assert reply.status_code == 200, reply.text
-
-
 def test_later_turns_hit_prompts_and_answers(plain: Server, semi_pd: Server) -> None:
     """One user: every turn but the first finds all that was said before."""
     found = []
     for server in (plain, semi_pd):
-        flush(server)
+        server.flush_cache()
         (chat,) = chats(1, 4, question=120, answer=30, common=0, seed=40)
         hold(server.url, [chat], at_once=1)
         found.append((chat.answers, chat.cached_tokens))
@@ -43,7 +37,7 @@ def test_hit_rate_of_chats(plain: Server, semi_pd: Server) -> None:
     """Eight users of six turns: the hit rate of plain SGLang, and the same tokens."""
     rates, answers = [], []
     for server in (plain, semi_pd):
-        flush(server)
+        server.flush_cache()
         several = chats(
             USERS, TURNS, question=QUESTION, answer=ANSWER, common=200, seed=41
         )
@@ -61,7 +55,7 @@ def test_cached_tokens_are_reported(plain: Server, semi_pd: Server) -> None:
     asked = {"model": "m", "prompt": prompt(300, seed=43), "max_tokens": 4}
     reports = []
     for server in (plain, semi_pd):
-        flush(server)
+        server.flush_cache()
         first, again = (server.generate(**body)["meta_info"] for _ in range(2))
         assert (first["cached_tokens"], again["cached_tokens"]) == (0, 299)
         usages = [
@@ -77,7 +71,7 @@ def test_flush_empties_the_cache(semi_pd: Server) -> None:
     semi_pd.generate(input_ids=prompt(200, seed=44))
     require_nothing_allocated(semi_pd)
     assert semi_pd.memory_usage()["blocks_by_state"]["cached"] >= 200
-    flush(semi_pd)
+    semi_pd.flush_cache()
     usage = semi_pd.memory_usage()
     assert (usage["allocated_blocks"], usage["blocks_by_state"]["cached"]) == (0, 0), (
         usage
@@ -126,7 +120,7 @@ def test_a_pool_of_an_eighth(plain: Server, small: Server) -> None:
 def test_a_prompt_as_large_as_the_pool(plain: Server, small: Server) -> None:
     """What decode keeps for itself is not in the way of a prompt while it is idle."""
     total = small.get("/server_info").json()["max_total_num_tokens"]
-    flush(small)
+    small.flush_cache()
     asked = {"input_ids": prompt(total - 20, seed=48), "max_new_tokens": 8}
     assert content(small.generate(**asked)) == content(plain.generate(**asked))
     require_nothing_allocated(small)
@@ -190,7 +184,7 @@ def test_unified_memory_alone(plain: Server, tiny_model: Path) -> None:
     try:
         server.start().wait_ready()
         for one in (plain, server):
-            flush(one)
+            one.flush_cache()
             several = chats(4, 3, question=QUESTION, answer=ANSWER, common=50, seed=47)
             rate = hold(one.url, several, at_once=1)
             found.append((rate, [chat.answers for chat in several]))
@@ -198,7 +192,7 @@ def test_unified_memory_alone(plain: Server, tiny_model: Path) -> None:
         usage = server.memory_usage()
         assert usage["blocks_by_state"]["cached"] == usage["allocated_blocks"] > 0
         assert usage["total_memory_bytes"] > usage["allocated_memory_bytes"] > 0
-        flush(server)
+        server.flush_cache()
         assert server.memory_usage()["allocated_blocks"] == 0
         server.stop()
     finally:

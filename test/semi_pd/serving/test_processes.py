@@ -92,15 +92,19 @@ def test_decode_reads_the_pages_that_prefill_wrote(semi_pd: Server) -> None:
 
     Decode is stopped before the request arrives, so prefill alone writes its KV. With
     that memory left alone the answer is the usual one; with it overwritten from outside
-    the first token, which prefill chose, stays, and the others, decode's, change.
+    the first token, which prefill chose, stays, and the others, decode's, change. The
+    prefix cache is emptied each time, or prefill would write little or nothing.
     """
     body = endless(prompt(900, seed=2), 24)
     expected = semi_pd.generate(**body)["output_ids"]
+    semi_pd.flush_cache()
     untouched, pages = answer_with_decode_stopped(semi_pd, body, overwrite=False)
     assert untouched == expected
+    semi_pd.flush_cache()
     overwritten, pages = answer_with_decode_stopped(semi_pd, body, overwrite=True)
     assert overwritten[0] == expected[0]
     assert overwritten[1:] != expected[1:]
+    semi_pd.flush_cache()
     assert semi_pd.generate(**body)["output_ids"] == expected
     require_same_frames(semi_pd, pages)
 
