@@ -88,7 +88,7 @@ class UnifiedScheduler(upstream.Scheduler):
         table = self.memory.table
         pool = self.token_to_kv_pool_allocator.get_kvcache()
         sizes = pool.get_kv_size_bytes()
-        total = sum(sizes) if isinstance(sizes, tuple) else sizes
+        total = int(sum(sizes) if isinstance(sizes, tuple) else sizes)
         address = TableAddress(
             os.getpid(), table.fd, total // (table.layout.num_pages + 1)
         )
