@@ -208,20 +208,22 @@ def gaps_during_long_prefill(server: Server) -> tuple[list[float], float]:
 
 
 def test_long_prompts_do_not_stop_other_streams(plain: Server, semi_pd: Server) -> None:
-    """While long prompts are read the other streams' tokens keep coming."""
-    figures = {}
+    """While long prompts are read the other streams' tokens keep coming.
+
+    Counted, not timed: on few cores the client itself is at times not run for as long
+    as the reading takes, and what it then finds has waited for it.
+    """
+    counts = {}
     for server in (plain, semi_pd):
         gaps, reading_s = gaps_during_long_prefill(server)
-        figures[server.name] = max(gaps), reading_s, len(gaps)
+        counts[server.name] = len(gaps)
         print(
             f"{server.name:8s} {LONG_PROMPTS} prompts of {LONG_LENGTH} tokens in "
             f"{reading_s:.2f} s; 4 streams meanwhile: {len(gaps)} gaps, "
             f"median {statistics.median(gaps) * 1e3:.0f} ms, "
             f"worst {max(gaps) * 1e3:.0f} ms"
         )
-    worst, reading_s, count = figures[semi_pd.name]
-    assert worst < 0.5 * reading_s
-    assert count >= 4 * 5
+    assert counts[semi_pd.name] >= 4 * max(counts[plain.name], 5)
 
 
 def test_no_new_tcp_listener(plain: Server, semi_pd: Server) -> None:
