@@ -18,6 +18,7 @@ from typing import Any
 import client
 import process_table
 import pytest
+from fleet_clients import hit_rate
 from harness import REPOSITORY, Server, free_port
 from workload import endless, greedy, prompt
 
@@ -113,10 +114,15 @@ def test_loads_count_both_workers(semi_pd: Server) -> None:
 
 
 def is_idle(server: Server) -> bool:
-    """No requests, no tokens, in the load and in its older form."""
+    """No requests, no tokens, in the load and in its older form.
+
+    What is in the prefix cache is not in use, or a warm instance would look full.
+    """
     [load] = server.get("/v1/loads").json()["loads"]
     [old] = server.get("/get_load").json()
-    return not any(load[name] for name in COUNTS) and old["num_reqs"] == 0
+    tokens = ("num_used_tokens", "num_total_tokens", "token_usage")
+    counted = any(load[name] for name in (*COUNTS, *tokens))
+    return not counted and old["num_reqs"] == old["num_tokens"] == 0
 
 
 def test_server_info_is_of_one_server(plain: Server, semi_pd: Server) -> None:
@@ -158,6 +164,28 @@ def test_same_tokens_through_the_gateway(
     print(f"requests of plain and Semi-PD: {before}, then {after}")
     assert grown is not None
     assert all(a > b for a, b in zip(after, before, strict=True))
+
+
+def test_multi_turn_hits_the_cache_of_its_server(
+    gateway: Gateway, plain: Server, semi_pd: Server
+) -> None:
+    """Cache-aware routing: at least 90 % of a single server's token hit rate."""
+    forget(plain, semi_pd)
+    alone = hit_rate(semi_pd.url)
+    forget(plain, semi_pd)
+    behind = hit_rate(gateway.url)
+    print(f"token hit rate: one server {alone:.3f}, two of them {behind:.3f}")
+    assert alone > 0
+    assert behind >= 0.9 * alone
+
+
+def forget(*servers: Server) -> None:
+    """Empty the prefix caches; a server does so when it has nothing to do."""
+
+    def all_did() -> bool:
+        return all(server.post("/flush_cache", None).ok for server in servers)
+
+    assert process_table.wait_until(all_did, 30) is not None
 
 
 def requests_of(server: Server) -> float:
