@@ -314,12 +314,12 @@ class SemiPDCoordinator:
         supervisor = self._supervisor
         if supervisor is None:
             return {"is_recovering": False, "worker_deaths": 0}
-        took = supervisor.recovery_s
         return {
             "is_recovering": supervisor.is_recovering,
             "worker_deaths": supervisor.deaths,
             "last_death": supervisor.last_death,
-            "last_recovery_s": took[-1] if took else None,
+            "last_death_at": supervisor.last_death_at,
+            "last_recovery_s": supervisor.last_recovery_s,
         }
 
     def _share_meter(self) -> ShareMeter:

@@ -23,7 +23,7 @@ import workload
 RECOVERY_TIMEOUT_S = 300.0
 POLL_S = 0.02
 
-Disturb = Callable[[aiohttp.ClientSession, str], Awaitable[None]]
+Disturb = Callable[[aiohttp.ClientSession, str, "Outcome"], Awaitable[None]]
 
 
 @dataclass
@@ -34,12 +34,14 @@ class Outcome:
         steady_gap_s: worst gap of a stream in the undisturbed run.
         gaps_s: worst gap of a stream in each disturbed run.
         took_s: how long each disturbance took, as seen from outside.
+        detected_s: from each kill to the moment the server knew of it.
         changed: streams whose tokens or text were not those of the undisturbed run.
     """
 
     steady_gap_s: float = 0.0
     gaps_s: list[float] = field(default_factory=list)
     took_s: list[float] = field(default_factory=list)
+    detected_s: list[float] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
 
 
@@ -90,7 +92,7 @@ async def _run(
             await asyncio.sleep(source.uniform(0.05, 0.6) * whole)
             while len(outcome.took_s) < times and not work.done():
                 at = time.monotonic()
-                await disturb(http, url)
+                await disturb(http, url, outcome)
                 outcome.took_s.append(time.monotonic() - at)
                 await asyncio.sleep(source.uniform(0.0, 0.3) * whole)
             streams = await work
@@ -124,7 +126,7 @@ def rotating(*splits: tuple[int, int]) -> Disturb:
     """Move to these splits in turn; a refusal is an error."""
     turn = 0
 
-    async def rotate(http: aiohttp.ClientSession, url: str) -> None:
+    async def rotate(http: aiohttp.ClientSession, url: str, outcome: Outcome) -> None:
         nonlocal turn
         prefill, decode = splits[turn % len(splits)]
         turn += 1
@@ -138,8 +140,9 @@ def rotating(*splits: tuple[int, int]) -> Disturb:
 def killing(*roles: str, by: signal.Signals = signal.SIGKILL) -> Disturb:
     """Send a signal to the workers of these roles, and wait until others serve."""
 
-    async def kill(http: aiohttp.ClientSession, url: str) -> None:
+    async def kill(http: aiohttp.ClientSession, url: str, outcome: Outcome) -> None:
         before = await status(http, url)
+        killed = time.time()
         for role in roles:
             with suppress(ProcessLookupError):  # the other's death ended it
                 os.kill(before["components"][f"{role}_TP0"]["pid"], by)
@@ -148,6 +151,7 @@ def killing(*roles: str, by: signal.Signals = signal.SIGKILL) -> Disturb:
         while time.monotonic() < deadline:
             now = (await status(http, url))["recovery_status"]
             if now["worker_deaths"] > deaths and not now["is_recovering"]:
+                outcome.detected_s.append(now["last_death_at"] - killed)
                 return
             await asyncio.sleep(POLL_S)
         raise TimeoutError("no recovery")

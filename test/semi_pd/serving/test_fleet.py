@@ -82,7 +82,9 @@ class RunningFleet:
         return (self.place / "said").read_text(errors="replace")
 
     def wait(self, condition: Any, timeout_s: float = START_TIMEOUT_S) -> None:
-        waited = process_table.wait_until(condition, timeout_s)
+        waited = process_table.wait_until(
+            lambda: self.process.poll() is not None or condition(), timeout_s
+        )
         assert waited is not None and self.process.poll() is None, self.said()[-6000:]
 
     def wait_all_healthy(self) -> None:

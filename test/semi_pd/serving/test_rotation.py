@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import statistics
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import disturb
 import process_table
@@ -22,6 +26,9 @@ from workload import IS_SOAK
 ROTATIONS = 200 if IS_SOAK else 4
 KILLS = 100 if IS_SOAK else 3
 STREAMS = 16 if IS_SOAK else 8
+SETTLE_S = 20.0
+DETECTION_S = 0.05
+REPLACED = ("semi_pd_prefill", "semi_pd_decode")
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +47,71 @@ def server(tiny_model: Path) -> Iterator[Server]:
         environment={"OMP_NUM_THREADS": "1"},
     )
     try:
-        yield started.start().wait_ready()
+        started.start().wait_ready()
+        # The first of its kind sets up what it needs: leaks are looked for after it.
+        for how in (disturb.rotating((60, 40)), disturb.killing("decode")):
+            disturb.run(started.url, how, times=1, streams=2, tokens=50)
+        yield started
         started.stop()
     finally:
         started.clean()
 
 
+def status_of(server: Server) -> dict[str, Any]:
+    reply = requests.get(f"{server.url}/semi_pd/status", timeout=10)
+    return dict(reply.json())
+
+
 def require_nothing_leaked(server: Server) -> None:
     """After a flush no page and no row is anybody's."""
     assert requests.post(f"{server.url}/flush_cache", timeout=60).ok
-    usage = requests.get(f"{server.url}/semi_pd/status", timeout=10).json()[
-        "unified_memory_status"
-    ]["memory_usage"]
+    usage = status_of(server)["unified_memory_status"]["memory_usage"]
     assert usage["allocated_blocks"] == 0
     assert usage["allocated_rows"] == 0
     assert usage["audits_failed"] == 0
 
 
+@dataclass(frozen=True)
+class Held:
+    """What the processes that outlive a worker hold open, and /dev/shm as a whole."""
+
+    descriptors: dict[str, int]
+    shared_memory: frozenset[str]
+
+    @classmethod
+    def by(cls, server: Server) -> Held:
+        staying = {
+            process_table.title(process): process
+            for process in server.processes()
+            if not any(role in process_table.title(process) for role in REPLACED)
+        }
+        return cls(
+            {title: process.num_fds() for title, process in staying.items()},
+            frozenset(os.listdir("/dev/shm")),
+        )
+
+    def exceeds(self, before: Held) -> bool:
+        grown = {
+            title: count
+            for title, count in self.descriptors.items()
+            if count > before.descriptors.get(title, 0)
+        }
+        return bool(grown or self.shared_memory - before.shared_memory)
+
+
+@pytest.fixture(autouse=True)
+def holds_no_more(server: Server) -> Iterator[None]:
+    """File descriptors and shared memory are as many after a trial as before it."""
+    before = Held.by(server)
+    yield
+    settled = process_table.wait_until(
+        lambda: not Held.by(server).exceeds(before), SETTLE_S
+    )
+    assert settled is not None, f"{before} became {Held.by(server)}"
+
+
 def test_rotations_change_no_token(server: Server) -> None:
+    before = status_of(server)
     outcome = disturb.run(
         server.url,
         disturb.rotating((60, 40), (40, 60)),
@@ -66,9 +120,11 @@ def test_rotations_change_no_token(server: Server) -> None:
     )
     print(outcome)
     assert not outcome.changed
-    status = requests.get(f"{server.url}/semi_pd/status", timeout=10).json()
-    assert status["recovery_status"]["worker_deaths"] == 0
-    assert status["process_rotation_status"]["generation"] == ROTATIONS + 1
+    after = status_of(server)
+    deaths = [now["recovery_status"]["worker_deaths"] for now in (before, after)]
+    assert deaths[0] == deaths[1]
+    pairs = [now["process_rotation_status"]["generation"] for now in (before, after)]
+    assert pairs[1] == pairs[0] + ROTATIONS
     require_nothing_leaked(server)
 
 
@@ -79,6 +135,8 @@ def test_deaths_change_no_token(server: Server, roles: tuple[str, ...]) -> None:
     )
     print(outcome)
     assert not outcome.changed
+    assert len(outcome.detected_s) == KILLS
+    assert statistics.median(outcome.detected_s) <= DETECTION_S
     require_nothing_leaked(server)
 
 
@@ -94,7 +152,7 @@ def test_a_worker_that_hangs_is_replaced(server: Server) -> None:
 
 
 def test_a_standby_that_dies_changes_nothing(server: Server) -> None:
-    before = requests.get(f"{server.url}/semi_pd/status", timeout=10).json()
+    before = status_of(server)
     serving = before["components"]["prefill_TP0"]["pid"]
 
     def standby() -> list[psutil.Process]:
@@ -108,7 +166,7 @@ def test_a_standby_that_dies_changes_nothing(server: Server) -> None:
         assert process_table.wait_until(lambda: bool(standby()), 120) is not None
         process_table.signal_all(standby(), signal.SIGKILL)
         assert answer.result().status_code == 409
-    after = requests.get(f"{server.url}/semi_pd/status", timeout=10).json()
+    after = status_of(server)
     rotation, split = "process_rotation_status", "current_sm_allocation"
     assert after[rotation][split] == before[rotation][split]
     assert after["components"] == before["components"]

@@ -74,7 +74,8 @@ class Supervisor:
         self.deaths = 0
         self.is_recovering = False
         self.last_death = ""
-        self.recovery_s: list[float] = []
+        self.last_death_at: float | None = None
+        self.last_recovery_s: float | None = None
 
     def start(self) -> None:
         """Begin to watch; every process of the pair is ready."""
@@ -179,7 +180,7 @@ class Supervisor:
         group, switchboard = self._group, self._switchboard
         self.is_recovering = True
         self.deaths += 1
-        self.last_death = why
+        self.last_death, self.last_death_at = why, time.time()
         logger.error("%s. Replacing both workers; requests go on after it", why)
         switchboard.hold()
         fallen = [group.pair, *filter(None, [group.standby])]
@@ -210,8 +211,8 @@ class Supervisor:
         switchboard.release_to(group.pair.generation, gone)
         self._pulse = _Pulse(group.pair.workers)
         self.is_recovering = False
-        self.recovery_s.append(time.monotonic() - began)
-        logger.info("Serving again after %.1f s", self.recovery_s[-1])
+        self.last_recovery_s = time.monotonic() - began
+        logger.info("Serving again after %.1f s", self.last_recovery_s)
 
     def _wake(self) -> None:
         try:
