@@ -195,6 +195,16 @@ class ServerArgs(ServerArgs):  # type: ignore[no-redef]
         NS("semi_pd"),
     ] = 60.0
 
+    spare_workers: A[
+        Literal["auto", "on", "off"],
+        Arg(
+            help="Keep a pair of processes with everything imported, from which a "
+            "rotation or a recovery makes its workers in seconds; auto is on with a "
+            "GPU and off on a CPU host, where workers are forked (default: auto)."
+        ),
+        NS("semi_pd"),
+    ] = "auto"
+
     # The guide's memory manager was asked for; upstream's flag of the same name
     # means something else and is cleared then.
     semi_pd_unified_memory: A[bool, Arg(no_cli=True), NS("semi_pd")] = False

@@ -119,6 +119,11 @@ def check_own_flags(line: CommandLine) -> None:
         line.value("--sm-partition-backend") or "auto",
         flag_rules.PARTITION_BACKENDS,
     )
+    flag_rules.check_choice(
+        "spare_workers",
+        line.value("--spare-workers") or "auto",
+        flag_rules.SPARE_WORKERS,
+    )
     mode = line.value("--slo-mode") or "follow"
     flag_rules.check_choice("slo_mode", mode, flag_rules.SLO_MODES)
     flag_rules.check_files(

@@ -105,6 +105,7 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
+            self._group.prepare_next()
             while not self._is_ending:
                 self._look()
         except SemiPDError as error:
@@ -170,6 +171,7 @@ class Supervisor:
             return False
         self._rotation = None
         self._pulse = _Pulse(self._group.pair.workers)
+        self._group.prepare_next()
         return True
 
     # A death
@@ -211,6 +213,7 @@ class Supervisor:
         switchboard.release_to(group.pair.generation, gone)
         self._pulse = _Pulse(group.pair.workers)
         self.is_recovering = False
+        group.prepare_next()
         self.last_recovery_s = time.monotonic() - began
         logger.info("Serving again after %.1f s", self.last_recovery_s)
 

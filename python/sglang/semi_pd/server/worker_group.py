@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.config import SemiPDConfig, for_role
 from sglang.semi_pd.server import fork_server
+from sglang.semi_pd.server.spares import SparePool
 from sglang.semi_pd.server.worker import Worker, WorkerPair, wait_ready
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers import worker_process
@@ -56,6 +57,7 @@ class WorkerGroup:
         self._run_directory = run_directory
         self.partition = partition
         self._generations = 0
+        self._spares = SparePool(spares_wanted(server_args))
         self.residents: tuple[Worker, ...] = ()
         self.standby: WorkerPair | None = None
 
@@ -75,6 +77,10 @@ class WorkerGroup:
             for worker in self._launch(role, allocation, generation)
         ]
         return WorkerPair(generation, allocation, tuple(workers))
+
+    def prepare_next(self) -> None:
+        """See to it that the next pair starts fast; returns at once."""
+        self._spares.refill()
 
     def wait_ready(self) -> dict[InstanceRole, dict[str, Any]]:
         """Block until every process is ready; returns what rank 0 of each role said.
@@ -97,6 +103,7 @@ class WorkerGroup:
 
     def stop(self) -> None:
         """End every process; when it returns, all have been joined."""
+        self._spares.close()
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for worker in self.workers:
             worker.process.terminate()
@@ -113,7 +120,7 @@ class WorkerGroup:
         started = []
         for rank in range(self._server_args.tp_size):
             spec = self._spec(role, rank, allocation, generation)
-            process, ready = fork_server.launch(
+            process, ready = self._spares.launch(
                 worker_process.run, spec, name=spec.title, environment=spec.environment
             )
             started.append(Worker(spec, process, ready))
@@ -158,6 +165,13 @@ class WorkerGroup:
             ),
             nccl_port=get_free_port(),
         )
+
+
+def spares_wanted(server_args: ServerArgs) -> int:
+    """Spare processes to keep: one for each worker, unless workers are forked."""
+    wish = SemiPDConfig.from_server_args(server_args).spare_workers
+    keeps = wish == "on" or (wish == "auto" and not fork_server.is_usable())
+    return len(PAIR) * server_args.tp_size if keeps else 0
 
 
 def role_server_args(
