@@ -9,6 +9,7 @@ Runs under pytest, and by itself:
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -38,8 +39,10 @@ TOKENS = 32
 GRACE_S = 60.0
 HISTORY_S = 3.0
 """Longer than between two samples of the history."""
-INTERRUPTED = (0, 130)
-"""Exit codes of a server that was stopped by Ctrl-C."""
+SHORT, ENDLESS = 300, 3500
+"""Tokens of the streams that Ctrl-C meets: one ends by itself, the other does not."""
+INTERRUPTED = 130
+"""Exit code of a server that did not finish what ran."""
 
 
 def check_streams(server: Server) -> None:
@@ -130,16 +133,46 @@ def check_what_is_shown(server: Server) -> None:
 
 
 def check_interrupt(server: Server) -> None:
-    """Ctrl-C ends it in good order."""
+    """Ctrl-C once drains; twice aborts what still runs; nothing stays."""
+    short, endless_one = asyncio.run(interrupt_twice(server))
+    assert short.finish_type == "length"
+    assert len(short.last["output_ids"]) == SHORT
+    assert endless_one.finish_type == "abort"
     start = time.monotonic()
-    server.interrupt()
     code = server.wait_exit(GRACE_S)
-    if code not in INTERRUPTED:
+    if code != INTERRUPTED:
         raise server.failure(f"exit code {code} after Ctrl-C")
     assert process_table.wait_until(lambda: not server.leftovers(), 5) is not None, (
         server.leftovers()
     )
-    print(f"stopped {time.monotonic() - start:.1f} s after Ctrl-C, nothing left")
+    log = server.log()
+    assert "Traceback" not in log, server.failure("a traceback")
+    assert (log.count("Draining: 2 requests"), log.count("Aborting 1 req")) == (1, 1)
+    print(f"gone {time.monotonic() - start:.1f} s after the second Ctrl-C")
+
+
+async def interrupt_twice(server: Server) -> tuple[client.Stream, client.Stream]:
+    """A short and an endless stream, and what the server answers in between."""
+    lengths = (SHORT, ENDLESS)
+    bodies = [endless(prompt(50, seed=n), length) for n, length in enumerate(lengths)]
+    async with client.session() as http:
+        short, other = (
+            asyncio.create_task(client.stream(http, server.url, body))
+            for body in bodies
+        )
+        await asyncio.sleep(0.5)
+        server.interrupt()
+        await asyncio.sleep(0.5)
+        async with http.post(f"{server.url}/generate", json=bodies[0]) as reply:
+            assert reply.status == 503
+            assert "shutting down" in await reply.text()
+        for path, status in (("/health", 503), ("/semi_pd/status", 200)):
+            async with http.get(server.url + path) as reply:
+                assert reply.status == status, path
+        finished = await asyncio.wait_for(short, GRACE_S)
+        assert not other.done()
+        server.interrupt()
+        return finished, await asyncio.wait_for(other, GRACE_S)
 
 
 def run(model: Path) -> None:

@@ -21,6 +21,7 @@ from sglang.semi_pd.launch import (
     model_path,
     ports,
     start_progress,
+    starting,
     upstream_source,
 )
 from sglang.semi_pd.launch.refusal import refuse
@@ -42,15 +43,18 @@ def main(arguments: Sequence[str]) -> None:
         notes = check(line)
     except SemiPDError as error:
         refuse(error)
-    begin(notes)
+    begin(notes, forks=not line.may_be_upstreams)
 
 
-def begin(notes: Sequence[str]) -> None:
+def begin(notes: Sequence[str], *, forks: bool) -> None:
     """The command line is good: start what may start before the imports.
 
-    The fork server imports SGLang while this process does the same.
+    The fork server imports SGLang while this process does the same. Without workers of
+    ours there is nothing to fork.
     """
-    fork_server.start()
+    starting.listen(fork_server.kill)
+    if forks:
+        fork_server.start()
     for note in notes:
         start_progress.tell(note)
     start_progress.begin("importing SGLang, which takes tens of seconds on few cores")

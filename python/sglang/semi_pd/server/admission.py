@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from sglang.semi_pd.server.readiness import Readiness
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEALTH = frozenset({"/health", "/health_generate", "/ping"})
 """Paths on which load balancers ask whether to send requests here."""
@@ -76,11 +76,25 @@ class Admission:
         return self._readiness.why_not if path in REQUESTS else None
 
     async def _serve_counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """SGLang does work of its own for two seconds after a stream: not counted."""
+        is_under_way = True
         self._readiness.under_way += 1
+
+        def leave() -> None:
+            nonlocal is_under_way
+            self._readiness.under_way -= is_under_way
+            is_under_way = False
+
+        async def send_and_see(message: Message) -> None:
+            await send(message)
+            is_body = message["type"] == "http.response.body"
+            if is_body and not message.get("more_body", False):
+                leave()
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, send_and_see)
         finally:
-            self._readiness.under_way -= 1
+            leave()
 
 
 def _unavailable(why: str) -> JSONResponse:

@@ -15,7 +15,13 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver, popen_forkserver, popen_spawn_posix, spawn
+from multiprocessing import (
+    forkserver,
+    popen_forkserver,
+    popen_spawn_posix,
+    resource_tracker,
+    spawn,
+)
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -38,18 +44,26 @@ def start() -> None:
     """
     if is_usable():
         multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOAD])
-        forkserver.ensure_running()
+        with _deaf_to_ctrl_c():
+            forkserver.ensure_running()
+
+
+def kill() -> None:
+    """End the fork server, if there is one: by itself it would first import all."""
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
 
 
 class _Fork(popen_forkserver.Popen):  # type: ignore[misc]
     def _launch(self, process_obj: Any) -> None:
-        with _main_module_left_out():
+        with _main_module_left_out(), _deaf_to_ctrl_c():
             super()._launch(process_obj)  # type: ignore[misc]
 
 
 class _Spawn(popen_spawn_posix.Popen):  # type: ignore[misc]
     def _launch(self, process_obj: Any) -> None:
-        with _main_module_left_out():
+        with _main_module_left_out(), _deaf_to_ctrl_c():
             super()._launch(process_obj)  # type: ignore[misc]
 
 
@@ -117,6 +131,20 @@ def _environment(wanted: dict[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(saved)
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started meanwhile have Ctrl-C blocked from their first instruction on.
+
+    It reaches the whole process group, and each would print a traceback.
+    """
+    resource_tracker.ensure_running()  # its start would unblock the signal again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -7,17 +7,13 @@ and decode in its place. Without a Semi-PD flag every hook calls the original.
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang.semi_pd.hooks import require_applied
-from sglang.semi_pd.launch import start_progress
+from sglang.semi_pd.launch import start_progress, starting
 from sglang.semi_pd.server import fork_server, run_directory
-from sglang.semi_pd.server.readiness import Cause
+from sglang.semi_pd.server.drain import Drain
 from sglang.semi_pd.utils import InstanceRole
 
 if TYPE_CHECKING:
@@ -25,18 +21,11 @@ if TYPE_CHECKING:
     from sglang.semi_pd.server.instance_load import InstanceLoadReader
     from sglang.srt.server_args import PortArgs, ServerArgs
 
-logger = logging.getLogger(__name__)
-
 Original = Callable[..., Any]
 
 _ENGINE = "sglang.srt.entrypoints.engine.Engine"
-_SERVE = "sglang.srt.entrypoints.http_server._setup_and_run_http_server"
-_WARM_UP = "sglang.srt.entrypoints.http_server._wait_and_warmup"
-_KEYS = "sglang.srt.utils.auth.add_api_key_middleware"
 _LOAD_PATH = "sglang.srt.managers.load_snapshot.shm_path_for"
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
-
-DRAIN_POLL_S = 0.2
 
 
 class MainProcessHooks:
@@ -45,6 +34,7 @@ class MainProcessHooks:
     def __init__(self) -> None:
         self.coordinator: SemiPDCoordinator | None = None
         self._loads: InstanceLoadReader | None = None
+        self._drain: Drain | None = None
 
     def by_target(self) -> dict[str, Original]:
         """AROUND hooks by the dotted name of what they wrap."""
@@ -60,6 +50,7 @@ class MainProcessHooks:
             f"{_MANAGER}._handle_batch_output": self.handle_output,
             f"{_MANAGER}._handle_abort_req": self.handle_abort,
             f"{_MANAGER}.get_internal_state": self.internal_state,
+            f"{_MANAGER}.auto_create_handle_loop": self.listen,
             f"{_MANAGER}.sigterm_watchdog": self.drain,
         }
 
@@ -73,6 +64,8 @@ class MainProcessHooks:
     ) -> Any:
         """Start the instance where upstream starts one scheduler."""
         if not server_args.uses_semi_pd():
+            starting.is_over()
+            start_progress.end()
             return original(engine, server_args, port_args, run_scheduler_process_func)
         if not server_args.divides():
             from sglang.semi_pd.server.unified_memory_server import UnifiedMemoryServer
@@ -93,6 +86,7 @@ class MainProcessHooks:
         coordinator.loads = self._loads
         self._extend_http_server(coordinator)
         start_progress.enter("starting resident, prefill and decode")
+        starting.on_end(coordinator.end_processes)
         group = coordinator.start_processes(port_args)
         infos: list[dict[str, Any]] = []
 
@@ -221,73 +215,34 @@ class MainProcessHooks:
                 state["disaggregation_mode"] = mode
         return states
 
+    def listen(self, original: Original, manager: Any) -> None:
+        """The event loop is about to run: from here on signals ask for a drain."""
+        is_first = manager.event_loop is None
+        original(manager)
+        if is_first and self._drain is not None:
+            self._drain.listen(manager)
+
     async def drain(self, original: Original, manager: Any) -> None:
-        """SIGTERM: refuse new requests, let running ones finish, end as Ctrl-C does.
-
-        Upstream kills its whole process tree, itself included, which leaves exit code
-        137 and whatever the killed had open.
-        """
-        if self.coordinator is None:
+        """Let running requests finish, then end; see ``Drain``."""
+        if self._drain is None:
             await original(manager)
-            return
-        while not manager.gracefully_exit:
-            await asyncio.sleep(DRAIN_POLL_S)
-        readiness = self.coordinator.readiness
-        readiness.close(Cause.DRAINING, "this server is shutting down")
-        logger.info("Draining: %d requests are under way", readiness.under_way)
-        while readiness.under_way or manager.rid_to_state:
-            await asyncio.sleep(DRAIN_POLL_S)
-        signal.raise_signal(signal.SIGINT)
-
-    def serve(self, original: Original, *args: Any, **options: Any) -> None:
-        """Serve HTTP until told to stop, then end every process in good order."""
-        coordinator = self.coordinator
-        assert coordinator is not None, "installed by launch_schedulers"
-        try:
-            original(*args, **options)
-        finally:
-            start_progress.end()
-            self._stop_watchdog()
-            coordinator.end_processes()
-            self.coordinator = None
-            logger.info("Semi-PD has ended; every process is gone")
-
-    def warm_up(
-        self, original: Original, server_args: ServerArgs, *args: Any, **options: Any
-    ) -> None:
-        """The HTTP server is up: its own first request is the last step of a start."""
-        start_progress.enter("answering a first request of its own")
-        original(server_args, *args, **options)
-        start_progress.end(f"ready: {server_args.url()}")
+        else:
+            await self._drain.run(manager)
 
     def _extend_http_server(self, coordinator: SemiPDCoordinator) -> None:
         """Only where SGLang serves HTTP: an offline engine has not imported it."""
-        http_server = sys.modules.get("sglang.srt.entrypoints.http_server")
-        if http_server is None:
+        if "sglang.srt.entrypoints.http_server" not in sys.modules:
             return
-        from sglang.semi_pd.server import http_routes
-        from sglang.semi_pd.server.admission import Admission
-        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+        from sglang.semi_pd.server.http_server import HTTPServerHooks
 
-        http_routes.install(http_server.app, coordinator)
         assert self._loads is not None, "made by launch_schedulers"
-        http_server.app.add_middleware(
-            Admission, readiness=coordinator.readiness, silence=self._loads.silence
+        self._drain = Drain(coordinator.readiness)
+        HTTPServerHooks(coordinator, self._drain, on_end=self._forget).install(
+            silence=self._loads.silence
         )
-        HookRegistry.register(_SERVE, self.serve, HookType.AROUND)
-        HookRegistry.register(_WARM_UP, self.warm_up, HookType.AROUND)
-        HookRegistry.register(_KEYS, http_routes.add_key_checks, HookType.AROUND)
-        HookRegistry.apply_hooks()
-        require_applied([_SERVE, _WARM_UP, _KEYS])
 
-    @staticmethod
-    def _stop_watchdog() -> None:
-        """From here on, the end of a process is no accident."""
-        from sglang.srt.entrypoints.http_server import get_global_state
-
-        watchdog = get_global_state().tokenizer_manager._subprocess_watchdog
-        if watchdog is not None:
-            watchdog.stop()
+    def _forget(self) -> None:
+        self.coordinator = self._drain = None
 
 
 _hooks = MainProcessHooks()

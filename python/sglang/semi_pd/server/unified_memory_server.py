@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from sglang.semi_pd.launch import start_progress
+from sglang.semi_pd.launch import start_progress, starting
 from sglang.semi_pd.server import memory_usage
 from sglang.semi_pd.workers.unified_scheduler import INFO_KEY, TableAddress
 
@@ -35,6 +35,7 @@ class UnifiedMemoryServer:
         def wait_and_attach() -> None:
             wait_for_ready()
             start_progress.end("the scheduler is ready")
+            starting.is_over()
             self._attach(result.scheduler_infos[0].pop(INFO_KEY))
 
         result.wait_for_ready = wait_and_attach
