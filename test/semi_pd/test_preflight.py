@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sglang.semi_pd.launch import ports
 
 SERVER = [sys.executable, "-m", "sglang.launch_server"]
 SERVE = [f"{sysconfig.get_path('scripts')}/sglang", "serve"]
@@ -155,3 +156,12 @@ def test_nothing_of_ours_runs_without_a_flag_or_in_a_child() -> None:
         source = program.format(list(original), list(arguments))
         result = launch([sys.executable, "-c", source])
         assert result.stdout.strip() == expected, result.stderr
+
+
+def test_a_port_for_later_is_not_one_that_connections_get() -> None:
+    kernels = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    chosen = {ports.undisturbed() for _ in range(20)}
+    assert len(chosen) > 10
+    for port in chosen:
+        assert 1024 < port < int(kernels[0])
+        ports.require_free("127.0.0.1", port)

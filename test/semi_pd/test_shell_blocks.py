@@ -39,6 +39,7 @@ SHELL_WORDS = {"export", "ps", "kill", "cd", "git", "unset", "watch", "nvidia-sm
 
 _BLOCK = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.M | re.S)
 _ASSIGNMENT = re.compile(r"^([A-Z_]+)=(.*)$", re.S)
+_SIBLING = re.compile(r"^from (\w+) import", re.M)
 _EXAMPLE_FLAG = re.compile(r"[\"'](--[a-z][a-z-]*)[\"']")
 
 
@@ -158,11 +159,16 @@ def check_semi_pd(words: list[str]) -> None:
 
 
 def check_program(words: list[str]) -> None:
-    """A program of this repository, and flags that stand in its text."""
+    """A program of this repository, and flags that stand in its text, or in that of a
+    module beside it."""
     program = REPOSITORY / words[0]
     assert program.is_file(), words[0]
     own = words[1 : words.index("--")] if "--" in words else words[1:]
-    known = {"--help", *_EXAMPLE_FLAG.findall(program.read_text(encoding="utf-8"))}
+    text = program.read_text(encoding="utf-8")
+    for module in _SIBLING.findall(text):
+        sibling = program.with_name(f"{module}.py")
+        text += sibling.read_text(encoding="utf-8") if sibling.is_file() else ""
+    known = {"--help", *_EXAMPLE_FLAG.findall(text)}
     if program.suffix == ".py":
         given = {word.partition("=")[0] for word in own if word.startswith("--")}
         assert given <= known, f"{words[0]} has no {given - known}"

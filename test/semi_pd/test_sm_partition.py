@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 
 import pytest
-from sglang.semi_pd.errors import RotationError
+from sglang.semi_pd.errors import ConfigError, RotationError
 from sglang.semi_pd.partition.fixed_split import FixedSplit, SplitBeforeStart
+from sglang.semi_pd.partition.mps import CONTROL, MPSError
 from sglang.semi_pd.partition.sm_partition import start_partition
 from sglang.semi_pd.sm_allocation import SMAllocation
 from sglang.semi_pd.utils import InstanceRole
@@ -31,6 +34,24 @@ def test_backend_of_a_cpu_host(tmp_path, asked, got):
     prefill, decode = cores[InstanceRole.PREFILL], cores[InstanceRole.DECODE]
     assert prefill and decode
     assert len(own) == 1 or not prefill & decode
+
+
+@pytest.mark.skipif(shutil.which(CONTROL) is not None, reason="this host has MPS")
+def test_without_mps_auto_takes_turns_and_says_so(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert start_partition("auto", "cuda", tmp_path).name == "none"
+    assert "The SMs are not divided; the workers take turns" in caplog.text
+    for asked in ("mps", "green"):
+        with pytest.raises(MPSError, match=CONTROL) as refused:
+            start_partition(asked, "cuda", tmp_path)
+        assert refused.value.mend
+
+
+@pytest.mark.parametrize("asked", ["auto", "green", "mps", "none"])
+def test_an_inherited_daemon_is_refused_by_every_backend(tmp_path, monkeypatch, asked):
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/other")
+    with pytest.raises(ConfigError, match="/other is refused"):
+        start_partition(asked, "cuda", tmp_path)
 
 
 def test_a_split_that_is_fixed_says_why_it_does_not_move():

@@ -106,6 +106,13 @@ def require_divisible(gpu: Gpu) -> None:
         )
 
 
+def require_divisible_at(place: int, environ: Mapping[str, str]) -> None:
+    """As ``require_divisible``, for the GPU at this place among the visible ones."""
+    driver = read_driver()
+    for gpu in visible(driver, environ)[place : place + 1] if driver else ():
+        require_divisible(gpu)
+
+
 def require_room(gpus: Sequence[Gpu], weights: int, model: str) -> None:
     """Refuse weights that are larger than what is free, naming who has the rest."""
     if not gpus or not weights:

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 
 from sglang.semi_pd.errors import ConfigError
 
 _HIGHEST = 65535
+_LOWEST = 12000
+_ATTEMPTS = 100
+_KERNELS_OWN = "/proc/sys/net/ipv4/ip_local_port_range"
 _LISTEN = "0A"
 
 
@@ -32,6 +36,28 @@ def require_free(host: str, port: int) -> None:
         f"--port {port} on {host} is refused",
         why=f"it is in use by {holder}" if holder else cause,
         mend=f"stop that process or use --port {_next_free(host, port)}",
+    )
+
+
+def undisturbed() -> int:
+    """A free port for a process that will listen on it much later.
+
+    The kernel gives such a port to nobody by itself, so no connection of another
+    program takes it meanwhile.
+    """
+    try:
+        with open(_KERNELS_OWN, encoding="ascii") as file:
+            first = int(file.read().split()[0])
+    except OSError:
+        first = _LOWEST
+    for _ in range(_ATTEMPTS):
+        port = random.randrange(_LOWEST, max(first, _LOWEST + 1000))
+        if _bind_error("127.0.0.1", port) is None:
+            return port
+    raise ConfigError(
+        f"no port from {_LOWEST} to {first} is free",
+        why=f"{_ATTEMPTS} of them were tried",
+        mend="end what listens on them",
     )
 
 

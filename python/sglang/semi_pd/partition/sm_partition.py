@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.launch import gpu_rules, mps_daemons
 from sglang.semi_pd.partition import green_check
 from sglang.semi_pd.partition.cpu_share import cores_for
 from sglang.semi_pd.partition.mps import MPSDaemon, MPSError
@@ -208,20 +209,23 @@ def start_partition(
         gpu: the first GPU of the instance.
 
     Raises:
-        ConfigError: another MPS daemon is in the way.
+        ConfigError: another MPS daemon is in the way, or what was asked for cannot
+            be had of this GPU.
         MPSError: what was asked for needs MPS, which does not work.
     """
+    if device == "cuda":  # undivided processes would join it as well
+        mps_daemons.require_no_stranger(os.environ)
     if backend == "none":
         return NoPartition()
     if device == "cpu":
         return CorePartition("mps" if backend == "mps" else "green")
     if device != "cuda":
         return NoPartition()
-    _refuse_inherited_daemon()
     try:
+        gpu_rules.require_divisible_at(gpu, os.environ)
         daemon = MPSDaemon(directory)
         daemon.start()
-    except MPSError as error:
+    except (ConfigError, MPSError) as error:
         if backend != "auto":
             raise
         logger.warning("The SMs are not divided; the workers take turns. %s", error)
@@ -242,13 +246,3 @@ def _choose(backend: str, daemon: MPSDaemon, gpu: int) -> MPSPartition:
             logger.warning("Green contexts are not used: %s", why_not)
             return MPSPartition(daemon, gpu)
     return green
-
-
-def _refuse_inherited_daemon() -> None:
-    inherited = os.environ.get("CUDA_MPS_PIPE_DIRECTORY")
-    if inherited:
-        raise ConfigError(
-            f"CUDA_MPS_PIPE_DIRECTORY={inherited} is refused",
-            why="it names an MPS daemon that is not ours; Semi-PD runs its own",
-            mend="unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
-        )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.config import SemiPDConfig, for_role
+from sglang.semi_pd.launch import ports
 from sglang.semi_pd.server import fork_server
 from sglang.semi_pd.server.spares import SparePool
 from sglang.semi_pd.server.worker import Worker, WorkerPair, wait_ready
@@ -118,8 +119,9 @@ class WorkerGroup:
         self, role: InstanceRole, allocation: SMAllocation, generation: int
     ) -> list[Worker]:
         started = []
+        port_args = self._ports(role, generation)
         for rank in range(self._server_args.tp_size):
-            spec = self._spec(role, rank, allocation, generation)
+            spec = self._spec(role, rank, allocation, generation, port_args)
             process, ready = self._spares.launch(
                 worker_process.run, spec, name=spec.title, environment=spec.environment
             )
@@ -127,7 +129,12 @@ class WorkerGroup:
         return started
 
     def _spec(
-        self, role: InstanceRole, rank: int, allocation: SMAllocation, generation: int
+        self,
+        role: InstanceRole,
+        rank: int,
+        allocation: SMAllocation,
+        generation: int,
+        port_args: PortArgs,
     ) -> WorkerSpec:
         args = self._server_args
         is_green = self.partition.name == "green" and args.device == "cuda"
@@ -136,7 +143,7 @@ class WorkerGroup:
             role=role,
             generation=generation,
             server_args=role_server_args(args, role, changes_sms=changes_sms),
-            port_args=self._ports(role, generation),
+            port_args=port_args,
             gpu_id=args.base_gpu_id + rank * args.gpu_id_step,
             tp_rank=rank,
             moe_ep_rank=rank // (args.tp_size // args.ep_size),
@@ -153,18 +160,13 @@ class WorkerGroup:
         )
 
     def _ports(self, role: InstanceRole, generation: int) -> PortArgs:
-        """The first prefill worker has the addresses that SGLang chose."""
-        from sglang.srt.utils.network import get_free_port
-
+        """Where the ranks of a role meet, and their input: SGLang's own address for
+        the first prefill worker."""
+        meeting = dataclasses.replace(self._port_args, nccl_port=ports.undisturbed())
         if role is InstanceRole.PREFILL and generation == 1:
-            return self._port_args
-        return dataclasses.replace(
-            self._port_args,
-            scheduler_input_ipc_name=input_address(
-                self._run_directory, role, generation
-            ),
-            nccl_port=get_free_port(),
-        )
+            return meeting
+        address = input_address(self._run_directory, role, generation)
+        return dataclasses.replace(meeting, scheduler_input_ipc_name=address)
 
 
 def spares_wanted(server_args: ServerArgs) -> int:
