@@ -23,7 +23,7 @@ from chosen_server import ChosenServer, parser, serve
 from streaming import stream_all, table
 
 TOKENS = 400
-KILL_AFTER_S = 1.0
+KILL_AFTER_S = 0.5
 RECOVERY_TIMEOUT_S = 120.0
 POLL_S = 0.1
 PROMPTS = [f"Question {n}: why is the sky blue?" for n in range(1, 9)]

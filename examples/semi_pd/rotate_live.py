@@ -14,6 +14,7 @@ server that runs already, with whatever backend it has.
 from __future__ import annotations
 
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from chosen_server import ChosenServer, parser, serve
@@ -21,12 +22,14 @@ from streaming import Stream, stream_all, table
 
 SPLITS = ((40, 60), (80, 20), (70, 30))
 TOKENS = 400
+PAUSE_S = 0.3
 PROMPTS = [f"Question {n}: why is the sky blue?" for n in range(1, 9)]
 
 
 def move(server: ChosenServer) -> None:
     """Ask for each split in turn; each answer comes when that split serves."""
     for prefill, decode in SPLITS:
+        time.sleep(PAUSE_S)
         body = {"prefill_percentage": prefill, "decode_percentage": decode}
         answer = server.post("/semi_pd/reallocate", body)
         print(f"split {prefill}/{decode} serves, took {answer['took_s']:.2f} s")
