@@ -108,8 +108,14 @@ class Drain:
         return max(self._readiness.under_way, len(self._manager.rid_to_state))
 
     def _end(self) -> None:
-        """As uvicorn ends on Ctrl-C; the second time it waits for no connection."""
+        """As uvicorn ends on Ctrl-C; the second time it waits for no connection.
+
+        The signals are uvicorn's again: it raises the one it got once more at its end.
+        """
         if self._server is None:
             signal.raise_signal(signal.SIGINT)
-        else:
-            self._server.handle_exit(signal.SIGINT, None)
+            return
+        for number in SIGNALS:
+            self._manager.event_loop.remove_signal_handler(number)
+            signal.signal(number, self._server.handle_exit)
+        self._server.handle_exit(signal.SIGINT, None)
