@@ -127,7 +127,9 @@ def test_the_controller_is_watched(shell: str) -> None:
     assert "mode follow" in shown
 
 
+@pytest.mark.skipif(not IS_SOAK, reason="SEMI_PD_SOAK=1: one more start")
 def test_the_integrated_example(tiny_model: Path) -> None:
+    """What it calls is also in the guides' blocks, which always run."""
     shown = run(
         "integrated_example",
         *("--model-path", str(tiny_model), "--port", str(free_port())),
