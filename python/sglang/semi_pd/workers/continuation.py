@@ -3,18 +3,15 @@
 
 What SGLang builds from the client's words is a request that begins. This brings it to
 where the other worker left it: tokens, what the client has been sent, the state of its
-grammar, what penalties have counted.
+grammar. What penalties have counted belongs to a batch: see ``penalties``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import torch
-from sglang.srt.sampling.penaltylib.orchestrator import BatchedPenalizerOrchestrator
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+    from sglang.srt.managers.schedule_batch import Req
 
 NOT_SENT_AGAIN = None
 """Stands in a request's log-probabilities for those that the client has."""
@@ -53,50 +50,3 @@ def accept_by_grammar(req: Req, tokens: list[int]) -> None:
     if req.grammar is not None:
         for token in tokens:
             req.grammar.accept_token(token)
-
-
-class _Alone:
-    """One request as the batch that penalties are counted for."""
-
-    def __init__(self, req: Req, device: str) -> None:
-        self.reqs, self.device = [req], device
-
-
-def count_penalties(batch: ScheduleBatch, *, newest_left_out: int) -> None:
-    """Count for penalties what was generated before this worker had the requests.
-
-    SGLang counts a token when it prepares the step after the next one (under overlap
-    scheduling the newest token is not known earlier), and the last token of the prompt
-    first of all.
-
-    Args:
-        newest_left_out: tokens at the end of each request that are counted later: 1
-            where this batch computes the next token, 0 for the prefill role, which
-            will not prepare a decode step.
-    """
-    penalties = batch.sampling_info.penalizer_orchestrator
-    continued = any(len(req.output_ids) > newest_left_out for req in batch.reqs)
-    if not (penalties.is_required and continued):
-        return
-    first, *others = (_Alone(req, batch.device) for req in batch.reqs)
-    total = _counted(penalties, first, newest_left_out)
-    for other in others:
-        total.merge(_counted(penalties, other, newest_left_out))
-        first.reqs += other.reqs  # merging prepares what it lacks for these
-    total.batch = batch
-    batch.sampling_info.penalizer_orchestrator = total
-
-
-def _counted(
-    like: BatchedPenalizerOrchestrator, alone: Any, newest_left_out: int
-) -> BatchedPenalizerOrchestrator:
-    req = alone.reqs[0]
-    penalties = BatchedPenalizerOrchestrator(
-        like.vocab_size, alone, set(like.penalizers)
-    )
-    history = [req.origin_input_ids[-1], *req.output_ids]
-    for token in history[: len(req.output_ids) - newest_left_out]:
-        penalties.cumulate_output_tokens(
-            torch.tensor([token], dtype=torch.int64, device=like.device)
-        )
-    return penalties

@@ -17,8 +17,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.utils import InstanceRole, row_label
+from sglang.semi_pd.workers.adoption_queue import AdoptionQueue
 from sglang.semi_pd.workers.borrowing_cache import Borrowed, BorrowingCache
-from sglang.semi_pd.workers.continuation import count_penalties
+from sglang.semi_pd.workers.decode_room import DecodeRoom
 from sglang.semi_pd.workers.early_adoption import EarlyAdoption
 from sglang.semi_pd.workers.handover import (
     adopt,
@@ -33,113 +34,22 @@ from sglang.semi_pd.workers.messages import (
     LastHandover,
     Leave,
 )
-from sglang.semi_pd.workers.room import RoomRequest
+from sglang.semi_pd.workers.news_streamer import NewsStreamer
+from sglang.semi_pd.workers.penalties import count_adopted, count_as_undivided
 from sglang.semi_pd.workers.worker_scheduler import BATCH
 from sglang.semi_pd.workers.worker_spec import give_back_address, handover_address
-from sglang.srt.disaggregation.decode import DecodePreallocQueue
-from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.managers.io_struct import AbortReq, GetInternalStateReq, sock_send
 from sglang.srt.managers.schedule_batch import NextBatchPlan, Req
-from sglang.srt.managers.scheduler_components.output_streamer import (
-    SchedulerOutputStreamer,
-)
 from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
     import zmq
     from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.scheduler_components.output_streamer import (
+        SchedulerOutputStreamer,
+    )
 
 logger = logging.getLogger(__name__)
-
-DECODE_RESERVE_PAGES = 4096
-LARGEST_RESERVE_SHARE = 16
-"""Free pages only decode may take: 4096, but at most a sixteenth of the pool."""
-
-MIN_LEASE_PAGES = 32
-"""Pages kept ready beyond what the running batch needs for its next two steps."""
-
-
-class AdoptionQueue(DecodePreallocQueue):
-    """Where adopted requests arrive, and where retracted ones wait for memory."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.adopted: list[Req] = []
-
-    def _init_kv_manager(self) -> None:  # type: ignore[override]
-        return None
-
-    def add(self, req: Req, is_retracted: bool = False) -> None:  # noqa: FBT001
-        if is_retracted:
-            req.retraction_mb_id = None
-            self.retracted_queue.append(req)
-        else:
-            self.scheduler.adopt(req)
-            self.adopted.append(req)
-
-    @property
-    def tokens_to_resume(self) -> int:
-        """Tokens that must be free for the first retracted request to run again."""
-        if not self.retracted_queue:
-            return 0
-        running = self._active_reserved_tokens()
-        return running + self._prealloc_required_tokens(self.retracted_queue[0])[0]
-
-    def _prealloc_required_tokens(self, req: Req) -> tuple[int, int]:
-        full, swa = super()._prealloc_required_tokens(req)
-        if not self._active_req_count():
-            # Alone, it needs no more than itself: more might never be free.
-            full = self._prealloc_kv_lens(req)[0] + self.tree_cache.page_size
-        return full, swa
-
-    def pop_adopted(self) -> list[Req]:
-        """Requests that may join the batch.
-
-        While retracted ones wait, they do too; except one by one when the batch is so
-        small that it could not free memory by itself: they hold what the others need.
-        """
-        most = len(self.adopted)
-        if self.retracted_queue:
-            running = self.scheduler.running_batch.batch_size()
-            most = 1 if running + len(self.scheduler.waiting_queue) < 2 else 0
-        adopted, self.adopted = self.adopted[:most], self.adopted[most:]
-        return adopted
-
-
-def count_as_undivided(original: Callable[[Any], None], batch: ScheduleBatch) -> None:
-    """Penalise the same tokens as one scheduler with overlap does.
-
-    There the newest token is not known yet when the next step is prepared: a request's
-    first decode step counts the last token of its prompt. An adopted request knows its
-    newest token already and would count it twice.
-    """
-    fresh = [req for req in batch.reqs if req.decode_batch_idx == 0]
-    known = [req.output_ids for req in fresh]
-    for req in fresh:
-        req.output_ids = req.output_ids[:-1]
-    try:
-        original(batch)
-    finally:
-        for req, output_ids in zip(fresh, known, strict=True):
-            req.output_ids = output_ids
-
-
-class NewsStreamer(SchedulerOutputStreamer):
-    """Upstream streams each request that joins: one that goes on has nothing to say."""
-
-    def stream_output(
-        self, reqs: list[Req], return_logprob: Any, skip_req: Req | None = None
-    ) -> None:
-        news = [
-            r for r in reqs if r.finished() or len(r.output_ids) > r.send_token_offset
-        ]
-        super().stream_output(news, return_logprob, skip_req)
-
-
-def count_adopted(original: Callable[[Any], None], batch: ScheduleBatch) -> None:
-    """Penalties know what adopted requests generated elsewhere."""
-    original(batch)
-    count_penalties(batch, newest_left_out=1)
 
 
 def borrowing_cache(original: Callable[..., Any], context: Any) -> Any:
@@ -191,14 +101,8 @@ class DecodeScheduler(EarlyAdoption):
 
     def init_output_streamer(self) -> None:
         super().init_output_streamer()
-        # Upstream's decode role leaves the prompt's log-probabilities to prefill.
         streamer: SchedulerOutputStreamer = self.output_streamer
-        parts = {
-            f.name: getattr(streamer, f.name) for f in dataclasses.fields(streamer)
-        }
-        self.output_streamer: SchedulerOutputStreamer = NewsStreamer(
-            **{**parts, "disaggregation_mode": DisaggregationMode.NULL}
-        )
+        self.output_streamer: SchedulerOutputStreamer = NewsStreamer.like(streamer)
 
     def receive(self, handover: Handover) -> None:
         """Adopt a request: upstream builds it anew, then ``AdoptionQueue.add``."""
@@ -237,7 +141,7 @@ class DecodeScheduler(EarlyAdoption):
         if self.spec.tp_rank == 0:
             socket = socket_of(give_back_address(self.spec.run_directory, generation))
             send = partial(sock_send, socket)
-        self._room = RoomRequest(self.memory.table, send, self.agree, generation)
+        self._room.turn_to(generation, send)
         if isinstance(self.tree_cache, BorrowingCache):
             self.tree_cache.give_back()
             self.tree_cache.turn_to(generation, send)
@@ -290,33 +194,34 @@ class DecodeScheduler(EarlyAdoption):
 
     def init_running_status(self) -> None:
         super().init_running_status()
-        pages = self.memory.table.layout.num_pages
-        self._reserve = min(DECODE_RESERVE_PAGES, pages // LARGEST_RESERVE_SHARE)
+        self._room = DecodeRoom(
+            self.token_to_kv_pool_allocator, self.memory.table, self.agree
+        )
         self._to_lender = self._use_lender(self.spec.generation)
 
     def process_decode_queue(self) -> None:
         self.give_back()
         queue = self.disagg_decode_prealloc_queue
-        allocator = self.token_to_kv_pool_allocator
-        steps_ahead = 2 * (self.running_batch.batch_size() + len(self.waiting_queue))
-        to_resume = queue.tokens_to_resume // allocator.page_size
-        allocator.demand_pages = steps_ahead + to_resume + MIN_LEASE_PAGES
+        running = self.running_batch.batch_size() + len(self.waiting_queue)
+        to_resume = queue.pages_to_resume
+        self._room.demand(running, to_resume)
         self.waiting_queue.extend(queue.resume_retracted_reqs())
         adopted = queue.pop_adopted()
         for req in adopted:
             self.handover_times.joined(*req.semi_pd_adoption)
         self.waiting_queue.extend(adopted)
-        self._keep_reserve()
-        self._ask_for_room_ahead(to_resume)
+        is_running = not self.running_batch.is_empty()
+        has_work = self.waiting_queue or is_running or queue.retracted_queue
+        self._room.keep_reserve(has_work=bool(has_work))
+        if is_running or to_resume:
+            self._room.ask_ahead()
 
     def get_next_disagg_decode_batch_to_run(
         self, running_batch: ScheduleBatch
     ) -> NextBatchPlan:
         """As upstream, but before a request is put aside prefill is asked to evict."""
-        missing = self._missing_pages(running_batch)
-        if not missing:
-            self._room.satisfied()
-        elif self._room.must_wait(missing, is_last=running_batch.batch_size() < 2):
+        reqs = (*running_batch.reqs, *self.waiting_queue)
+        if self._room.must_wait(reqs, is_last=running_batch.batch_size() < 2):
             return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
         return super().get_next_disagg_decode_batch_to_run(running_batch)
 
@@ -328,38 +233,6 @@ class DecodeScheduler(EarlyAdoption):
     def return_unused(self) -> None:
         self.give_back()
         super().return_unused()
-
-    def _missing_pages(self, running_batch: ScheduleBatch) -> int:
-        """Pages that the next step needs and that cannot be leased."""
-        allocator = self.token_to_kv_pool_allocator
-        reqs = (*running_batch.reqs, *self.waiting_queue)
-        if allocator.lease(len(reqs)):
-            return 0  # one for each: no need to count who fills a page
-        needed = sum(
-            req.kv_committed_len % allocator.page_size == 0
-            for req in reqs
-            if not req.finished()
-        )
-        return max(0, needed - allocator.leased_pages)
-
-    def _keep_reserve(self) -> None:
-        """While requests run prefill may not take the last pages: decode would have to
-        put some aside. When none does, a prompt may be as large as the pool."""
-        has_work = self.waiting_queue or not self.running_batch.is_empty()
-        queue = self.disagg_decode_prealloc_queue
-        wanted = self._reserve if has_work or queue.retracted_queue else 0
-        table, slot = self.memory.table, self.memory.manifest.slot
-        if table.reserve_of(slot) != wanted:  # also what a predecessor left
-            table.set_reserve(slot, wanted)
-
-    def _ask_for_room_ahead(self, to_resume: int) -> None:
-        """Keep the reserve free while requests run: prefill evicts beside its work."""
-        if self.running_batch.is_empty() and not to_resume:
-            return
-        allocator = self.token_to_kv_pool_allocator
-        wanted = max(self._reserve, allocator.demand_pages)
-        there = self.memory.table.pages_free + allocator.leased_pages
-        self._room.ask_ahead(wanted - there)
 
 
 def _passed_on(req: Req) -> Handover:

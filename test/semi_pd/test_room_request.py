@@ -13,9 +13,9 @@ from sglang.semi_pd.utils import (
     rid_hash,
     row_label,
 )
-from sglang.semi_pd.workers import room
+from sglang.semi_pd.workers import room_request
 from sglang.semi_pd.workers.messages import MakeRoom
-from sglang.semi_pd.workers.room import RoomRequest
+from sglang.semi_pd.workers.room_request import RoomRequest
 from table_processes import worker
 
 
@@ -84,21 +84,21 @@ def test_the_last_request_waits_for_a_busy_prefill(scene):
 
 def test_a_silent_prefill_is_not_waited_for_for_ever(scene, monkeypatch):
     assert scene.waits()
-    monkeypatch.setattr(room, "ANSWER_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(room_request, "ANSWER_TIMEOUT_S", 0.0)
     assert scene.waits()
     assert not scene.waits()
 
 
 def test_ranks_go_on_together(scene):
     """This rank has seen the answer; another has not."""
-    least = [room.NOT_YET]
+    least = [room_request.NOT_YET]
     request = RoomRequest(
         scene.decode, scene.sent.append, lambda seen: min(seen, *least), 0
     )
     assert request.must_wait(5, is_last=False)
     scene.answer()
     assert request.must_wait(5, is_last=False) and request.must_wait(5, is_last=False)
-    least[0] = room.ANSWERED_IDLE
+    least[0] = room_request.ANSWERED_IDLE
     assert request.must_wait(5, is_last=False)
     assert not request.must_wait(5, is_last=False)
 
