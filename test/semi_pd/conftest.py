@@ -12,10 +12,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.memory.block_table import BlockTable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY_MARKERS = ("upstream", "server", "gpu")
@@ -75,3 +80,34 @@ def _make_model(tmp_path_factory: pytest.TempPathFactory, arch: str) -> Path:
     command = [sys.executable, str(script), str(out), "--arch", arch]
     subprocess.run(command, check=True, timeout=60)
     return out
+
+
+@pytest.fixture
+def table() -> Iterator[BlockTable]:
+    """A block table without workers, in order when the test ends."""
+    from sglang.semi_pd.memory.block_table import BlockTable
+    from table_processes import PAGES, ROWS, assert_in_order
+
+    made = BlockTable.create(num_pages=PAGES, num_rows=ROWS, page_size=16)
+    yield made
+    assert_in_order(made)
+    made.close()
+
+
+@pytest.fixture
+def prefill(table: BlockTable) -> BlockTable:
+    """The table as its prefill worker has it."""
+    return _worker(table, "prefill")
+
+
+@pytest.fixture
+def decode(table: BlockTable) -> BlockTable:
+    """The table as its decode worker has it."""
+    return _worker(table, "decode")
+
+
+def _worker(table: BlockTable, role: str) -> BlockTable:
+    from sglang.semi_pd.utils import InstanceRole
+    from table_processes import worker
+
+    return worker(table, InstanceRole(role))

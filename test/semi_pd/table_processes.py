@@ -13,6 +13,8 @@ from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.utils import InstanceRole
 
 SOAK = os.environ.get("SEMI_PD_SOAK") == "1"
+PAGES, ROWS = 64, 8
+"""Of the table of the fixtures in ``conftest.py``."""
 
 
 def fork(work: Callable[[], None]) -> int:

@@ -26,6 +26,17 @@ def add_parser(subparsers: Any) -> None:
         "discrete-event model of one instance. Without --calibration the model is an "
         "8B shape on one H200.",
     )
+    _add_load(parser)
+    _add_serving(parser)
+    simulate_calibration.add_arguments(parser)
+    simulate_fleet.add_arguments(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print one JSON object")
+    output.add_argument("--plot", type=Path, metavar="FILE", help="needs matplotlib")
+    parser.set_defaults(run=run)
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
     load = parser.add_argument_group("load: a trace file, or random arrivals")
     load.add_argument("trace", nargs="?", type=Path, metavar="TRACE", help="JSONL")
     load.add_argument("--poisson", type=float, metavar="RATE", help="requests per s")
@@ -44,6 +55,9 @@ def add_parser(subparsers: Any) -> None:
     )
     load.add_argument("--phase-seconds", type=float, default=60.0, metavar="S")
     load.add_argument("--repeats", type=int, default=3, help="turns of each phase")
+
+
+def _add_serving(parser: argparse.ArgumentParser) -> None:
     serving = parser.add_argument_group("serving")
     serving.add_argument(
         "--split",
@@ -73,12 +87,6 @@ def add_parser(subparsers: Any) -> None:
     serving.add_argument("--slo-tpot-target", type=float, default=50.0, metavar="MS")
     serving.add_argument("--slo-monitoring-interval", type=float, default=10.0)
     serving.add_argument("--calibration", type=Path, metavar="FILE", help="JSON")
-    simulate_calibration.add_arguments(parser)
-    simulate_fleet.add_arguments(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print one JSON object")
-    output.add_argument("--plot", type=Path, metavar="FILE", help="needs matplotlib")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
