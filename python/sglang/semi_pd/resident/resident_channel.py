@@ -2,8 +2,11 @@
 """How a worker gets at the resident's memory: one private socket, one exchange.
 
 The worker says who it is; the resident registers it in the block table and answers with
-a manifest, the descriptors of host memory travelling beside it. Frames are msgpack with
-typed fields and a length in front; peers of another user are dropped unheard.
+a manifest, the descriptors of host memory travelling beside it, or with a refusal. A
+socket that is not there yet is waited for; all else ends the attempt at once.
+
+Frames are msgpack with typed fields and a length in front; peers of another user are
+dropped unheard.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from sglang.semi_pd.errors import WorkerStartError
+from sglang.semi_pd.errors import SemiPDError, WorkerStartError
 from sglang.semi_pd.memory.memory_arena import ArenaHandle, TensorRef
 from sglang.semi_pd.resident.model_manifest import ModelImage
 from sglang.semi_pd.utils import InstanceRole
@@ -30,6 +33,10 @@ MAX_FDS = 253  # the kernel's limit for one message
 EXCHANGE_TIMEOUT_S = 30.0
 _LENGTH = struct.Struct("!I")
 _PEER_CREDENTIALS = struct.Struct("3i")
+
+
+class AttachRefusedError(WorkerStartError):
+    """The resident does not let this process attach; asking again would not help."""
 
 
 class AttachRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,7 +54,13 @@ class PoolSizes(msgspec.Struct, frozen=True):
     mem_fraction_static: float | None
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class Refusal(msgspec.Struct, frozen=True, tag=True):
+    """Why the resident does not let a process attach, in one line."""
+
+    why: str
+
+
+class Manifest(msgspec.Struct, frozen=True, tag=True):
     """Everything a worker needs to see the resident's memory.
 
     Attributes:
@@ -66,7 +79,8 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 Answer = Callable[[AttachRequest], tuple[Manifest, list[int]]]
-"""Registers the worker and describes the memory, with the descriptors to send."""
+"""Registers the worker and describes the memory, with the descriptors to send. Raises
+``ValueError`` or ``SemiPDError`` to refuse."""
 
 
 class ResidentServer:
@@ -77,10 +91,14 @@ class ResidentServer:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         old_mask = os.umask(0o177)
         try:
-            self._socket.bind(str(path))
+            # It has its name when it listens: a refused connection means that its
+            # owner is gone, not that it is about to listen.
+            unready = path.with_name(path.name + ".new")
+            self._socket.bind(str(unready))
+            self._socket.listen()
+            unready.rename(path)
         finally:
             os.umask(old_mask)
-        self._socket.listen()
 
     def start(self) -> None:
         threading.Thread(target=self._serve, name="attach", daemon=True).start()
@@ -100,9 +118,14 @@ class ResidentServer:
             logger.warning("Refused a process of another user at the resident's socket")
             return
         request = msgspec.msgpack.decode(_receive_frame(peer), type=AttachRequest)
-        manifest, fds = self._answer(request)
+        answer: Manifest | Refusal
+        try:
+            answer, fds = self._answer(request)
+        except (SemiPDError, ValueError) as error:
+            logger.error("Refused to let %s attach: %s", request.role.value, error)
+            answer, fds = Refusal(" ".join(str(error).split())), []
         socket.send_fds(peer, [b"\0"], fds)
-        peer.sendall(_frame(msgspec.msgpack.encode(manifest)))
+        peer.sendall(_frame(msgspec.msgpack.encode(answer)))
 
 
 def attach(
@@ -114,13 +137,26 @@ def attach(
         The manifest, and descriptors that now belong to the caller.
 
     Raises:
-        WorkerStartError: the resident did not answer within ``timeout_s`` seconds.
+        WorkerStartError: the resident is gone, broke off, or did not open its socket
+            within ``timeout_s`` seconds.
+        AttachRefusedError: it refused.
     """
     with _connect(path, time.monotonic() + timeout_s) as channel:
         channel.settimeout(EXCHANGE_TIMEOUT_S)
-        channel.sendall(_frame(msgspec.msgpack.encode(request)))
-        _, fds, _, _ = socket.recv_fds(channel, 1, MAX_FDS)
-        return msgspec.msgpack.decode(_receive_frame(channel), type=Manifest), fds
+        try:
+            channel.sendall(_frame(msgspec.msgpack.encode(request)))
+            _, fds, _, _ = socket.recv_fds(channel, 1, MAX_FDS)
+            frame = _receive_frame(channel)
+        except OSError as error:
+            raise _failed(f"the resident broke off: {error}") from error
+    answer = msgspec.msgpack.decode(frame, type=Manifest | Refusal)
+    if isinstance(answer, Refusal):
+        raise AttachRefusedError(
+            "The resident refused to let a worker attach",
+            why=answer.why,
+            mend="see the resident's lines in the log above",
+        )
+    return answer, fds
 
 
 def peer_uid(peer: socket.socket) -> int:
@@ -134,17 +170,24 @@ def _connect(path: Path, deadline: float) -> socket.socket:
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             channel.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
+        except FileNotFoundError:
             channel.close()
             if time.monotonic() > deadline:
-                raise WorkerStartError(
-                    "A worker could not attach to the resident",
-                    why="the resident did not open its socket in time",
-                    mend="see the resident's lines in the log above",
-                ) from None
+                raise _failed("the resident did not open its socket in time") from None
             time.sleep(0.02)
+        except OSError as error:
+            channel.close()
+            raise _failed(f"the resident is gone: {error}") from error
         else:
             return channel
+
+
+def _failed(why: str) -> WorkerStartError:
+    return WorkerStartError(
+        "A worker could not attach to the resident",
+        why=why,
+        mend="see the resident's lines in the log above",
+    )
 
 
 def _frame(payload: bytes) -> bytes:

@@ -43,7 +43,7 @@ class ResidentMemory:
         """Wait for the resident, register as a worker, and map its memory.
 
         Raises:
-            WorkerStartError: the resident did not come up.
+            WorkerStartError: the resident did not come up, or refused.
         """
         request = AttachRequest(role, generation)
         manifest, fds = attach(socket_path, request, timeout_s=ATTACH_TIMEOUT_S)
