@@ -15,7 +15,6 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 SHUTTING_DOWN = "this server is shutting down"
-RECOVERING = "the decode worker died; a new pair of workers is starting"
 
 
 @dataclass
@@ -55,19 +54,17 @@ def status_of(readiness: Readiness, path: str, silence: str | None = None) -> in
     return asyncio.run(ask(door, path)).status
 
 
-def test_a_cause_opens_only_what_it_closed() -> None:
+def test_closed_until_the_cause_is_over() -> None:
     readiness = Readiness()
     assert readiness.why_not is None
-    readiness.close(Cause.RECOVERING, RECOVERING)
     readiness.close(Cause.DRAINING, SHUTTING_DOWN)
-    readiness.open(Cause.RECOVERING)
-    readiness.open(Cause.RECOVERING)
     assert readiness.why_not == SHUTTING_DOWN
     assert readiness.as_status() == {
         "is_ready": False,
         "closed_by": {"draining": SHUTTING_DOWN},
         "requests_under_way": 0,
     }
+    readiness.open(Cause.DRAINING)
     readiness.open(Cause.DRAINING)
     assert readiness.why_not is None
 
@@ -77,14 +74,14 @@ def test_closed(path: str) -> None:
     """503 with one line for health checks and requests; ready again, 200 again."""
     readiness = Readiness()
     assert status_of(readiness, path) == 200
-    readiness.close(Cause.RECOVERING, RECOVERING)
+    readiness.close(Cause.DRAINING, SHUTTING_DOWN)
     reply = asyncio.run(ask(Admission(answers_all, readiness, lambda: None), path))
     assert reply.status == 503
-    assert json.loads(reply.body)["error"]["message"] == RECOVERING
+    assert json.loads(reply.body)["error"]["message"] == SHUTTING_DOWN
     assert "\n" not in reply.body.decode()
     assert reply.headers["connection"] == "close"
     assert int(reply.headers["retry-after"]) > 0
-    readiness.open(Cause.RECOVERING)
+    readiness.open(Cause.DRAINING)
     assert status_of(readiness, path) == 200
 
 

@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sglang.semi_pd.memory.block_table import (
-    BlockTable,
-    LayoutMismatchError,
-    WorkerLease,
-)
+from sglang.semi_pd.memory.block_table import BlockTable, LayoutMismatchError
 from sglang.semi_pd.memory.memory_arena import (
-    ArenaHandle,
     MemoryArena,
     attach_arena,
     create_arena,
 )
+from sglang.semi_pd.memory.memory_handle import MemoryHandle
 from sglang.semi_pd.memory.request_blocks import RequestBlocks
 from sglang.semi_pd.memory.request_index import (
     ALL_LAYERS,
@@ -35,27 +30,6 @@ from sglang.semi_pd.utils import InstanceRole
 logger = logging.getLogger(__name__)
 
 _MAX_LAYER = (1 << 31) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryHandle:
-    """All that another process of the same user needs to attach; plain values only.
-
-    The descriptors are those of process ``pid``, which must be alive when the other
-    attaches. A receiver that got descriptors of its own (``socket.send_fds``) sets
-    ``pid`` to None and the three numbers to its own. Whoever has this can read and
-    write the KV cache: treat it as a secret.
-    """
-
-    pid: int | None
-    table_fd: int
-    index_fd: int
-    arena_fd: int | None
-    arena: ArenaHandle
-    token: int
-    leases: tuple[WorkerLease, ...]
-    block_size: int
-    device: str
 
 
 class UnifiedMemoryManager:
@@ -100,19 +74,13 @@ class UnifiedMemoryManager:
             LayoutMismatchError: the handle is stale, or of another version.
             OSError: its process is gone or belongs to another user.
         """
-        table_fd, index_fd, arena_fd = _open_descriptors(handle)
-        try:
+        with handle.descriptors() as (table_fd, index_fd, arena_fd):
             table = BlockTable.attach(table_fd)
             if table.token != handle.token:
                 raise LayoutMismatchError("this handle is of a pool that is gone")
             index = RequestIndex.attach(index_fd)
             device = _require_device(handle.device)
             arena = attach_arena(device, handle.arena, arena_fd)
-        finally:
-            if handle.pid is not None:
-                for fd in (table_fd, index_fd, arena_fd):
-                    if fd is not None:
-                        os.close(fd)
         manager = cls.__new__(cls)
         blocks = RequestBlocks(table, index, handle.leases)
         manager._set_up(arena, blocks, handle.block_size, device)
@@ -253,18 +221,6 @@ class UnifiedMemoryManager:
         self._arena, self._blocks, self._device = arena, blocks, device
         self._block_size = block_size
         self._pool = arena.flat.view(-1, block_size)
-
-
-def _open_descriptors(handle: MemoryHandle) -> tuple[int, int, int | None]:
-    """The handle's descriptors in this process: as they are, or from their owner's."""
-    if handle.pid is None:
-        return handle.table_fd, handle.index_fd, handle.arena_fd
-
-    def reopen(fd: int) -> int:
-        return os.open(f"/proc/{handle.pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-
-    arena_fd = None if handle.arena_fd is None else reopen(handle.arena_fd)
-    return reopen(handle.table_fd), reopen(handle.index_fd), arena_fd
 
 
 def _require_int(name: str, value: int, least: int, most: int | None = None) -> None:

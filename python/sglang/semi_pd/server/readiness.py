@@ -2,8 +2,10 @@
 """Whether a new request would be served, and if not, why.
 
 One object of an instance's main process, which any part may close and open again. The
-instance is ready while no cause holds it closed. That SGLang itself is still starting
-is not one of them: its own ``/health`` says so, and its first request must be let in.
+instance is ready while no cause holds it closed. Two things are none. That SGLang is
+still starting: its own ``/health`` says so, and its first request must be let in. And
+that dead workers are being replaced: requests are let in and wait, as those under way
+do, for new workers are there in seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ class Cause(Enum):
     """Who holds an instance closed; each one opens only what it closed itself."""
 
     DRAINING = "draining"
-    RECOVERING = "recovering"
 
 
 class Readiness:

@@ -11,11 +11,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.launch import start_progress, starting
-from sglang.semi_pd.server import memory_usage
+from sglang.semi_pd.server.memory_reader import MemoryReader
 from sglang.semi_pd.workers.unified_scheduler import INFO_KEY, TableAddress
 
 if TYPE_CHECKING:
-    from sglang.semi_pd.memory.block_table import BlockTable
     from sglang.srt.entrypoints.engine import SchedulerInitResult
 
 STATUS = "/semi_pd/status"
@@ -25,8 +24,7 @@ class UnifiedMemoryServer:
     """One ordinary server whose scheduler allocates from a block table."""
 
     def __init__(self) -> None:
-        self._table: BlockTable | None = None
-        self._block_bytes = 0
+        self._memory: MemoryReader | None = None
 
     def watch(self, result: SchedulerInitResult) -> None:
         """Attach to the table once the scheduler is ready, and add the status route."""
@@ -57,10 +55,7 @@ class UnifiedMemoryServer:
 
     def get_unified_memory_usage(self) -> dict[str, Any] | None:
         """KV memory: total, allocated, and in which state; None before the start."""
-        if self._table is None:
-            return None
-        return memory_usage.describe(self._table.usage(), self._block_bytes)
+        return self._memory.usage() if self._memory else None
 
     def _attach(self, address: TableAddress) -> None:
-        self._table = address.attach()
-        self._block_bytes = address.block_bytes
+        self._memory = MemoryReader(address.attach(), address.block_bytes)
