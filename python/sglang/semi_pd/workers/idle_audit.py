@@ -3,7 +3,9 @@
 
 Two checks. The block table's own audit: every page and row is free or somebody's, once.
 And what only a worker can know: each page it owns is in its lease or in its prefix
-cache. What is owned and known to nobody was leaked.
+cache. What is owned and known to nobody was leaked, if a second look still finds it:
+pages change hands before the message arrives that says what is in them, for example
+when a worker gives its successor the prefix cache.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from sglang.semi_pd.memory.id_pool import Ids
@@ -23,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 10.0
 """At most so often: an audit reads all of the table, under its lock."""
+
+CONFIRM_S = 2.0
+"""Between the two looks; what is under way arrives within milliseconds."""
 
 SHOWN = 8
 
@@ -42,11 +47,13 @@ class IdleAudit:
         self._known_pages = known_pages
         self._work_seen = -1
         self._last = 0.0
+        self._suspects: _Unexplained | None = None
 
     def when_idle(self, work_done: int) -> AuditReport | None:
         """Audit if there was work since the last time; ``work_done`` counts it."""
         now = time.monotonic()
-        if work_done == self._work_seen or now - self._last < EVERY_S:
+        has_waited = now - self._last >= (CONFIRM_S if self._suspects else EVERY_S)
+        if not has_waited or (work_done == self._work_seen and not self._suspects):
             return None
         usage = self._table.usage()
         if usage.rows_free < usage.rows_total:
@@ -63,17 +70,45 @@ class IdleAudit:
         return report
 
     def _leaks(self) -> list[str]:
-        known = self._known_pages()
-        if known is None or self._table.lease is None:
-            return []
-        owned = np.flatnonzero(self._table.page_owners() == self._table.lease.slot)
-        found = []
-        for name, pages in (
-            ("owned and used by nobody", np.setdiff1d(owned, known)),
-            ("used and not owned", np.setdiff1d(known, owned)),
-        ):
-            if len(pages):
-                role = self._table.lease.role.value
-                shown = pages[:SHOWN].tolist()
-                found.append(f"{role}: {len(pages)} pages are {name}: {shown}")
-        return found
+        """What was without an explanation at the last look, and still is."""
+        found, before = self._unexplained(), self._suspects
+        confirmed = (found & before).described() if found and before else []
+        self._suspects = None if confirmed else found
+        return confirmed
+
+    def _unexplained(self) -> _Unexplained | None:
+        known, lease = self._known_pages(), self._table.lease
+        if known is None or lease is None:
+            return None
+        owned = np.flatnonzero(self._table.page_owners() == lease.slot)
+        found = _Unexplained(
+            lease.role.value, np.setdiff1d(owned, known), np.setdiff1d(known, owned)
+        )
+        return found if len(found.unused) or len(found.foreign) else None
+
+
+class _Unexplained(NamedTuple):
+    """Pages that are owned and not used by a worker, and the other way round."""
+
+    role: str
+    unused: Ids
+    foreign: Ids
+
+    def __and__(self, other: _Unexplained) -> _Unexplained:
+        return _Unexplained(
+            self.role,
+            np.intersect1d(self.unused, other.unused),
+            np.intersect1d(self.foreign, other.foreign),
+        )
+
+    def described(self) -> list[str]:
+        """A line for each kind."""
+        named = {
+            "owned and used by nobody": self.unused,
+            "used and not owned": self.foreign,
+        }
+        return [
+            f"{self.role}: {len(pages)} pages are {name}: {pages[:SHOWN].tolist()}"
+            for name, pages in named.items()
+            if len(pages)
+        ]
