@@ -75,6 +75,7 @@ class Supervisor:
         self.is_recovering = False
         self.last_death = ""
         self.last_death_at: float | None = None
+        self._woke_at = time.time()
         self.last_recovery_s: float | None = None
 
     def start(self) -> None:
@@ -129,7 +130,9 @@ class Supervisor:
             return
         awaited = self._rotation.awaited() if self._rotation else []
         fds = [self._wake_read, *(worker.pidfd for worker in alive), *awaited]
-        if self._wake_read in wait(fds, LOOK_S):
+        woken_by = wait(fds, LOOK_S)
+        self._woke_at = time.time()
+        if self._wake_read in woken_by:
             os.read(self._wake_read, 4096)
 
     def _require_residents(self, alive: list[Worker]) -> None:
@@ -182,7 +185,7 @@ class Supervisor:
         group, switchboard = self._group, self._switchboard
         self.is_recovering = True
         self.deaths += 1
-        self.last_death, self.last_death_at = why, time.time()
+        self.last_death, self.last_death_at = why, self._woke_at
         logger.error("%s. Replacing both workers; requests go on after it", why)
         switchboard.hold()
         fallen = [group.pair, *filter(None, [group.standby])]
