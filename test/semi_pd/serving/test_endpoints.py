@@ -161,7 +161,7 @@ def test_health(semi_pd: Server, path: str) -> None:
 
 
 def test_health_while_busy(semi_pd: Server) -> None:
-    """A busy server is healthy as well, and loses nothing over it."""
+    """A busy server is healthy as well, and loses nothing over it, no row either."""
     bodies = [endless(prompt(200, seed=n), 60) for n in range(6)]
 
     async def run() -> tuple[list[client.Stream], list[int]]:
@@ -177,6 +177,10 @@ def test_health_while_busy(semi_pd: Server) -> None:
     streams, states = asyncio.run(run())
     assert states == [200] * 4
     assert all(len(one.last["output_ids"]) == 60 for one in streams)
+    settled = process_table.wait_until(
+        lambda: semi_pd.memory_usage()["allocated_rows"] == 0, 15
+    )
+    assert settled is not None, semi_pd.memory_usage()
 
 
 def test_metrics(plain: Server, semi_pd: Server) -> None:

@@ -112,7 +112,7 @@ class BorrowingCache(ChunkCache):
     ) -> None:
         is_known = not borrowed.is_settled and borrowed.loan.lender == self.lender
         message = GiveBack(
-            rid=req.rid,
+            request_id=req.rid,
             loan=borrowed.loan,
             has_row=row is not None,
             output_ids=req.output_ids.tolist(),
@@ -137,7 +137,7 @@ class BorrowingCache(ChunkCache):
             table.move_pages(own, to_slot)
         table.unshare(np.setdiff1d(borrowed, orphans))
         if row is not None:
-            label = row_label(message.rid, message.loan.number)
+            label = row_label(message.request_id, message.loan.number)
             table.move_row(row, to_slot, label)
         if self.send is not None:
             self.send(message)

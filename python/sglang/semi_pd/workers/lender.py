@@ -66,7 +66,9 @@ class Lender:
                 self._tree.dec_lock_ref(req.last_node)
             return
         row = find_row(
-            self._table, row_label(message.rid, message.loan.number), lambda: None
+            self._table,
+            row_label(message.request_id, message.loan.number),
+            lambda: None,
         )
         is_known = req is not None
         if req is None:
@@ -95,9 +97,11 @@ def _newly_made(message: GiveBack) -> Req:
     """A request that ends here and that another prefill worker began."""
     sequence = message.sequence
     if sequence is None:
-        logger.warning("%s came back without its tokens: not cached", message.rid)
+        logger.warning(
+            "%s came back without its tokens: not cached", message.request_id
+        )
     req = Req(
-        message.rid,
+        message.request_id,
         "",
         array("q", sequence.input_ids if sequence else []),
         SamplingParams(),

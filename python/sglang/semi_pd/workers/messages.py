@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every object that one Semi-PD process sends to another."""
+"""Every object that one Semi-PD process sends to another.
+
+None has a field ``rid``: by that name SGLang's scheduler takes a message for the health
+check it is about, and drops it while it is busy.
+"""
 
 from __future__ import annotations
 
@@ -183,7 +187,7 @@ class GiveBack:
     forward that could write to them has finished.
 
     Attributes:
-        rid, loan: which request; ``loan`` as in its handover.
+        request_id, loan: which request; ``loan`` as in its handover.
         has_row: False if the KV is gone (the request was put aside): then only what the
             lender keeps locked for it is to be let go.
         output_ids: tokens generated.
@@ -192,7 +196,7 @@ class GiveBack:
         sequence: there if the receiver is not the lender, or was told already.
     """
 
-    rid: str
+    request_id: str
     loan: Loan
     has_row: bool
     output_ids: list[int]
