@@ -87,25 +87,25 @@ def wait_for_prefill(files: Sequence[MemoryFile]) -> list[list[int]]:
     raise AssertionError("prefill did not come to an end")
 
 
-def test_decode_reads_the_pages_that_prefill_wrote(semi_pd: Server) -> None:
+def test_decode_reads_the_pages_that_prefill_wrote(
+    plain: Server, semi_pd: Server
+) -> None:
     """What prefill writes while decode is stopped is what decode then reads.
 
     Decode is stopped before the request arrives, so prefill alone writes its KV. With
     that memory left alone the answer is the usual one; with it overwritten from outside
-    the first token, which prefill chose, stays, and the others, decode's, change. The
-    prefix cache is emptied each time, or prefill would write little or nothing.
+    the first token, which prefill chose, stays, and the others, decode's, change. Each
+    prompt is new to the server, or prefill would write nothing, or nothing new.
     """
-    body = endless(prompt(900, seed=2), 24)
-    expected = semi_pd.generate(**body)["output_ids"]
-    semi_pd.flush_cache()
+    body, another = (endless(prompt(900, seed=seed), 24) for seed in (902, 903))
     untouched, pages = answer_with_decode_stopped(semi_pd, body, overwrite=False)
-    assert untouched == expected
-    semi_pd.flush_cache()
-    overwritten, pages = answer_with_decode_stopped(semi_pd, body, overwrite=True)
+    assert untouched == plain.generate(**body)["output_ids"]
+    expected = plain.generate(**another)["output_ids"]
+    overwritten, pages = answer_with_decode_stopped(semi_pd, another, overwrite=True)
     assert overwritten[0] == expected[0]
     assert overwritten[1:] != expected[1:]
-    semi_pd.flush_cache()
-    assert semi_pd.generate(**body)["output_ids"] == expected
+    semi_pd.flush_cache()  # of what was overwritten
+    assert semi_pd.generate(**another)["output_ids"] == expected
     require_same_frames(semi_pd, pages)
 
 

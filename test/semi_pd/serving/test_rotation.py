@@ -73,21 +73,30 @@ def require_nothing_leaked(server: Server) -> None:
 
 @dataclass(frozen=True)
 class Held:
-    """What the processes that outlive a worker hold open, and /dev/shm as a whole."""
+    """What the processes that outlive a worker hold open; what lies in /dev/shm.
+
+    Of the latter, what no process beside the server has open: others come and go.
+    """
 
     descriptors: dict[str, int]
     shared_memory: frozenset[str]
 
     @classmethod
     def by(cls, server: Server) -> Held:
+        mine = server.processes()
         staying = {
             process_table.title(process): process
-            for process in server.processes()
+            for process in mine
             if not any(role in process_table.title(process) for role in REPLACED)
+        }
+        pids = {process.pid for process in mine}
+        others = [one for one in psutil.process_iter() if one.pid not in pids]
+        theirs = {
+            os.path.basename(name) for name in process_table.named_shared_memory(others)
         }
         return cls(
             {title: process.num_fds() for title, process in staying.items()},
-            frozenset(os.listdir("/dev/shm")),
+            frozenset(os.listdir("/dev/shm")) - theirs,
         )
 
     def exceeds(self, before: Held) -> bool:
