@@ -23,6 +23,8 @@ import requests
 from harness import COMMON_FLAGS, Server
 from workload import IS_SOAK
 
+pytestmark = pytest.mark.server
+
 ROTATIONS = 200 if IS_SOAK else 4
 KILLS = 100 if IS_SOAK else 3
 STREAMS = 16 if IS_SOAK else 8
