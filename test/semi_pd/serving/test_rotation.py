@@ -60,14 +60,13 @@ def server(tiny_model: Path) -> Iterator[Server]:
 
 
 def status_of(server: Server) -> dict[str, Any]:
-    reply = requests.get(f"{server.url}/semi_pd/status", timeout=10)
-    return dict(reply.json())
+    return dict(server.get("/semi_pd/status").json())
 
 
 def require_nothing_leaked(server: Server) -> None:
     """After a flush no page and no row is anybody's."""
-    assert requests.post(f"{server.url}/flush_cache", timeout=60).ok
-    usage = status_of(server)["unified_memory_status"]["memory_usage"]
+    server.flush_cache()
+    usage = server.memory_usage()
     assert usage["allocated_blocks"] == 0
     assert usage["allocated_rows"] == 0
     assert usage["audits_failed"] == 0

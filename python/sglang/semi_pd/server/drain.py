@@ -14,11 +14,11 @@ import threading
 import time
 from typing import Any
 
+from sglang.semi_pd.launch.starting import SIGNALS
 from sglang.semi_pd.server.readiness import Cause, Readiness
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_S = 0.2
 REPORT_S = 5.0
 ABORT_TIMEOUT_S = 5.0

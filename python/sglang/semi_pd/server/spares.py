@@ -99,7 +99,7 @@ class SparePool:
     @property
     def waiting(self) -> int:
         """Spares that could be used now."""
-        return sum(spare.waits() for spare in self._living())
+        return len(self._waiting())
 
     def refill(self) -> None:
         """Start what is missing; returns at once, a spare takes its time to import.
@@ -107,7 +107,7 @@ class SparePool:
         To be called from a thread that lives as long as its workers are to live: they
         are killed when it ends (``PR_SET_PDEATHSIG``).
         """
-        self._living()
+        self._waiting()  # lets go of those that are gone
         while len(self._spares) < self.size:
             self._spares.append(_Spare.start(self._preload))
 
@@ -119,9 +119,7 @@ class SparePool:
         environment: dict[str, str],
     ) -> tuple[BaseProcess, Connection]:
         """As ``fork_server.launch``, from a spare if one waits."""
-        for spare in self._living():
-            if not spare.waits():
-                continue
+        for spare in self._waiting():
             self._spares.remove(spare)
             with suppress(BrokenPipeError):
                 spare.tasks.send(_Task(target, args, environment))
@@ -136,14 +134,17 @@ class SparePool:
         while self._spares:
             self._spares.pop().close()
 
-    def _living(self) -> list[_Spare]:
+    def _waiting(self) -> list[_Spare]:
+        """Those that wait; one that never will is let go."""
+        waiting = []
         for spare in list(self._spares):
             try:
-                spare.waits()
+                if spare.waits():
+                    waiting.append(spare)
             except EOFError:
                 self._spares.remove(spare)
                 spare.close()
-        return list(self._spares)
+        return waiting
 
 
 def _wait_for_task(inbox: Connection, ready: Connection, preload: str) -> None:

@@ -216,9 +216,9 @@ class Supervisor:
         switchboard.release_to(group.pair.generation, gone)
         self._pulse = _Pulse(group.pair.workers)
         self.is_recovering = False
-        group.prepare_next()
         self.last_recovery_s = time.monotonic() - began
         logger.info("Serving again after %.1f s", self.last_recovery_s)
+        group.prepare_next()
 
     def _wake(self) -> None:
         try:
