@@ -60,19 +60,26 @@ def server_arguments():
 
 
 def run_preflight(arguments):
-    """Check the command line with ``sglang.semi_pd``'s pure modules alone.
-
-    An empty ``sglang`` stands in for upstream's meanwhile, for importing that is what
-    takes long.
-    """
+    """Check the command line with ``sglang.semi_pd``'s pure modules alone."""
     from importlib import import_module
-    from types import ModuleType
 
-    sys.modules["sglang"] = stand_in = ModuleType("sglang")
-    stand_in.__path__ = [_HERE + "/sglang"]
-    try:
+    with stand_in_for_sglang():
         import_module("sglang.semi_pd.launch.preflight").main(arguments)
-    finally:
+
+
+class stand_in_for_sglang:  # noqa: N801 - used like a function
+    """Within it an empty ``sglang`` stands in for upstream's.
+
+    Importing that is what takes long; our pure modules do without it.
+    """
+
+    def __enter__(self):
+        from types import ModuleType
+
+        sys.modules["sglang"] = stand_in = ModuleType("sglang")
+        stand_in.__path__ = [_HERE + "/sglang"]
+
+    def __exit__(self, *error):
         del sys.modules["sglang"]
 
 

@@ -42,7 +42,7 @@ class SemiPDConfig:
     overlap_allowed: bool
     partition_backend: str
     worker_hang_timeout_s: float
-    spare_workers: str
+    worker_start_method: str
 
     @classmethod
     def from_server_args(cls, server_args: ServerArgs) -> SemiPDConfig:
@@ -73,7 +73,7 @@ class SemiPDConfig:
             overlap_allowed=server_args.enable_sm_overlap,
             partition_backend=server_args.sm_partition_backend,
             worker_hang_timeout_s=server_args.worker_hang_timeout,
-            spare_workers=server_args.spare_workers,
+            worker_start_method=server_args.worker_start_method,
         )
 
     @property
@@ -122,7 +122,7 @@ def check_values(server_args: ServerArgs) -> None:
         flag_rules.PARTITION_BACKENDS,
     )
     flag_rules.check_choice(
-        "spare_workers", server_args.spare_workers, flag_rules.SPARE_WORKERS
+        "worker_start_method", server_args.worker_start_method, flag_rules.START_METHODS
     )
 
 

@@ -195,12 +195,13 @@ class ServerArgs(ServerArgs):  # type: ignore[no-redef]
         NS("semi_pd"),
     ] = 60.0
 
-    spare_workers: A[
-        Literal["auto", "on", "off"],
+    worker_start_method: A[
+        Literal["auto", "spawn"],
         Arg(
-            help="Keep a pair of processes with everything imported, from which a "
-            "rotation or a recovery makes its workers in seconds; auto is on with a "
-            "GPU and off on a CPU host, where workers are forked (default: auto)."
+            help="How processes start: auto forks them from one that has imported "
+            "SGLang and has not used a GPU, so that a rotation or a recovery takes "
+            "seconds; spawn starts fresh interpreters, each of which imports SGLang "
+            "(default: auto)."
         ),
         NS("semi_pd"),
     ] = "auto"

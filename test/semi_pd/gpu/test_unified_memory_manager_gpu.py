@@ -48,7 +48,10 @@ def test_another_process_reads_and_writes_the_same_gpu_memory(tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(PROGRAM)],
             input=pickle.dumps(manager.handle()),
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+            },
             capture_output=True,
             timeout=300,
         )

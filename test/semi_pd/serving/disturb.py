@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -142,26 +143,40 @@ def rotating(*splits: tuple[int, int]) -> Disturb:
 def killing(*roles: str, by: signal.Signals = signal.SIGKILL) -> Disturb:
     """Send a signal to the workers of these roles, and wait until others serve."""
 
-    async def kill(http: aiohttp.ClientSession, url: str, outcome: Outcome) -> None:
+    def strike(pid: int) -> None:
+        with suppress(ProcessLookupError):  # the other's death ended it
+            os.kill(pid, by)
+
+    return _striking(roles, strike, ends_at_once=by == signal.SIGKILL)
+
+
+def faulting(*roles: str, directory: Path) -> Disturb:
+    """Let the GPU of these workers fail (``benchmark/semi_pd/fault_plugin``)."""
+    return _striking(roles, lambda pid: (directory / str(pid)).touch())
+
+
+def _striking(
+    roles: tuple[str, ...], strike: Callable[[int], None], *, ends_at_once: bool = False
+) -> Disturb:
+    async def disturb(http: aiohttp.ClientSession, url: str, outcome: Outcome) -> None:
         before = await status(http, url)
         pids = [before["components"][f"{role}_TP0"]["pid"] for role in roles]
         fds = [os.pidfd_open(pid) for pid in pids]
         ended = asyncio.create_task(asyncio.to_thread(first_end, fds))
         for pid in pids:
-            with suppress(ProcessLookupError):  # the other's death ended it
-                os.kill(pid, by)
+            strike(pid)
         deaths = before["recovery_status"]["worker_deaths"]
         deadline = time.monotonic() + RECOVERY_TIMEOUT_S
         while time.monotonic() < deadline:
             now = (await status(http, url))["recovery_status"]
             if now["worker_deaths"] > deaths and not now["is_recovering"]:
-                if by == signal.SIGKILL:
+                if ends_at_once:
                     outcome.detected_s.append(now["last_death_at"] - await ended)
                 return
             await asyncio.sleep(POLL_S)
         raise TimeoutError("no recovery")
 
-    return kill
+    return disturb
 
 
 def first_end(pidfds: list[int]) -> float:

@@ -44,7 +44,7 @@ SHARES: Mapping[str, int] = {"initial_prefill_sm": 70, "initial_decode_sm": 30}
 """Fields in percent of the SMs, with their defaults."""
 
 PARTITION_BACKENDS = ("auto", "green", "mps", "none")
-SPARE_WORKERS = ("auto", "on", "off")
+START_METHODS = ("auto", "spawn")
 SLO_MODES = ("auto", "follow", "advise")
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 

@@ -43,7 +43,8 @@ def main(arguments: Sequence[str]) -> None:
         notes = check(line)
     except SemiPDError as error:
         refuse(error)
-    begin(notes, forks=not line.may_be_upstreams)
+    spawns = line.value("--worker-start-method") == "spawn"
+    begin(notes, forks=not (spawns or line.may_be_upstreams))
 
 
 def begin(notes: Sequence[str], *, forks: bool) -> None:
@@ -124,9 +125,9 @@ def check_own_flags(line: CommandLine) -> None:
         flag_rules.PARTITION_BACKENDS,
     )
     flag_rules.check_choice(
-        "spare_workers",
-        line.value("--spare-workers") or "auto",
-        flag_rules.SPARE_WORKERS,
+        "worker_start_method",
+        line.value("--worker-start-method") or "auto",
+        flag_rules.START_METHODS,
     )
     mode = line.value("--slo-mode") or "follow"
     flag_rules.check_choice("slo_mode", mode, flag_rules.SLO_MODES)

@@ -18,7 +18,7 @@ OUR_FLAGS = frozenset(
         *flag_rules.SHARES,
         "enable_sm_overlap",
         "sm_partition_backend",
-        "spare_workers",
+        "worker_start_method",
         "slo_mode",
         "slo_calibration",
         "slo_decision_log",

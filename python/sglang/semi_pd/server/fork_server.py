@@ -2,14 +2,17 @@
 """How processes are started: forked from one that has imported SGLang, or afresh.
 
 Importing SGLang takes tens of seconds; a server of three processes would pay it three
-times. Python's fork server pays it once, in parallel with the main process's own
-imports if it is started early enough. A forked process cannot use a CUDA context of its
-parent, and on a GPU host SGLang's import creates one, so there workers are spawned:
-fresh interpreters, which import side by side.
+times, and again at each rotation. Python's fork server pays it once, in parallel with
+the main process's own imports if it is started early enough. A process that has used
+CUDA cannot be forked, so SGLang's questions to the GPU are answered without it while it
+is imported (``gpu_answers``). If its imports use a GPU all the same, processes are
+spawned: fresh interpreters, which import side by side.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import multiprocessing
 import os
 import signal
@@ -27,13 +30,37 @@ from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-PRELOAD = "sglang.semi_pd.server.fork_server_imports"
-NVIDIA_CONTROL = "/dev/nvidiactl"
+logger = logging.getLogger(__name__)
+
+PRELOAD = "_sglang_semi_pd_fork_server"
 
 
+@functools.cache
 def is_usable() -> bool:
-    """Whether processes of this host may be forked: it has no NVIDIA driver."""
-    return not os.path.exists(NVIDIA_CONTROL)
+    """Whether processes may be forked; asked of the fork server itself, once.
+
+    Waits until it has imported everything.
+    """
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    with reader:
+        process = ForkedProcess(target=_say_why_not, args=(writer,))
+        process.start()
+        writer.close()
+        try:
+            why_not: str = reader.recv()
+        except EOFError:
+            why_not = "it has ended"
+        process.join()
+    if why_not:
+        logger.warning("Processes are not forked from one that has SGLang: %s", why_not)
+        kill()
+    return not why_not
+
+
+def _say_why_not(writer: Connection) -> None:
+    import _sglang_semi_pd_fork_server
+
+    writer.send(_sglang_semi_pd_fork_server.WHY_NOT)
 
 
 def start() -> None:
@@ -42,10 +69,9 @@ def start() -> None:
     Must be called from a thread that lives as long as the process: the children of a
     thread that ends are killed with it (``PR_SET_PDEATHSIG``).
     """
-    if is_usable():
-        multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOAD])
-        with _deaf_to_ctrl_c():
-            forkserver.ensure_running()
+    multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOAD])
+    with _deaf_to_ctrl_c():
+        forkserver.ensure_running()
 
 
 def kill() -> None:
@@ -94,18 +120,24 @@ class FreshProcess(_Child, SpawnProcess):
         return _Spawn(process_obj)
 
 
-def new_process(target: Any, *args: Any, name: str) -> BaseProcess:
-    """A process that will run ``target(*args)``, not started yet."""
-    kind = ForkedProcess if is_usable() else FreshProcess
+def new_process(target: Any, *args: Any, name: str, method: str) -> BaseProcess:
+    """A process that will run ``target(*args)``, not started yet.
+
+    Args:
+        method: ``auto``: forked if that is possible; ``spawn``: afresh.
+    """
+    forks = method == "auto" and is_usable()
+    kind = ForkedProcess if forks else FreshProcess
     return kind(target=target, args=args, name=name)
 
 
 def launch(
-    target: Any, *args: Any, name: str, environment: dict[str, str]
+    target: Any, *args: Any, name: str, method: str, environment: dict[str, str]
 ) -> tuple[BaseProcess, Connection]:
     """Run ``target(*args, ready)`` in a new process.
 
     Args:
+        method: as for ``new_process``.
         environment: a fresh interpreter has it from its first instruction, which CUDA
             and MPS need; a forked one must take it over itself.
 
@@ -114,7 +146,7 @@ def launch(
         ends with the process.
     """
     reader, writer = multiprocessing.Pipe(duplex=False)
-    process = new_process(target, *args, writer, name=name)
+    process = new_process(target, *args, writer, name=name, method=method)
     with _environment(environment):
         process.start()
     writer.close()

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the fork server imports before it forks anything.
 
-Runs in the fork server only. SGLang asks the GPU for its capability while it is being
-imported, which would create a CUDA context; the questions are answered from NVML here,
-without one.
+Runs in the fork server only, and there within ``gpu_answers``.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 
 _PR_SET_PDEATHSIG = 1
@@ -19,7 +16,6 @@ ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 # A worker that fails sends its parent SIGQUIT, upstream's way to end a server. Here the
 # parent is the fork server, and the coordinator decides what a death means.
 signal.signal(signal.SIGQUIT, signal.SIG_IGN)
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 import sglang.srt.managers.detokenizer_manager  # noqa: E402, F401
 import sglang.srt.managers.scheduler  # noqa: E402, F401

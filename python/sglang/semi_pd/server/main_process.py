@@ -117,7 +117,11 @@ class MainProcessHooks:
         from sglang.semi_pd.server import detokenizer
 
         process = fork_server.new_process(
-            detokenizer.run, server_args, port_args, name="detokenizer"
+            detokenizer.run,
+            server_args,
+            port_args,
+            name="detokenizer",
+            method=server_args.worker_start_method,
         )
         process.start()
         self.coordinator.detokenizer = process

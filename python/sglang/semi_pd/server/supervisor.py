@@ -106,7 +106,6 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            self._group.prepare_next()
             while not self._is_ending:
                 self._look()
         except SemiPDError as error:
@@ -174,7 +173,6 @@ class Supervisor:
             return False
         self._rotation = None
         self._pulse = _Pulse(self._group.pair.workers)
-        self._group.prepare_next()
         return True
 
     # A death
@@ -218,7 +216,6 @@ class Supervisor:
         self.is_recovering = False
         self.last_recovery_s = time.monotonic() - began
         logger.info("Serving again after %.1f s", self.last_recovery_s)
-        group.prepare_next()
 
     def _wake(self) -> None:
         try:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from sglang.semi_pd.config import SemiPDConfig, for_role
 from sglang.semi_pd.launch import ports
 from sglang.semi_pd.server import fork_server
-from sglang.semi_pd.server.spares import SparePool
 from sglang.semi_pd.server.worker import Worker, WorkerPair, wait_ready
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers import worker_process
@@ -58,13 +57,11 @@ class WorkerGroup:
         self._run_directory = run_directory
         self.partition = partition
         self._generations = 0
-        self._spares = SparePool(spares_wanted(server_args))
         self.residents: tuple[Worker, ...] = ()
         self.standby: WorkerPair | None = None
 
     def start(self, allocation: SMAllocation) -> None:
         """Start every process; see ``wait_ready`` for when they serve."""
-        fork_server.start()
         self.residents = tuple(self._launch(InstanceRole.RESIDENT, allocation, 0))
         self.pair = self.launch_pair(allocation)
 
@@ -78,10 +75,6 @@ class WorkerGroup:
             for worker in self._launch(role, allocation, generation)
         ]
         return WorkerPair(generation, allocation, tuple(workers))
-
-    def prepare_next(self) -> None:
-        """See to it that the next pair starts fast; returns at once."""
-        self._spares.refill()
 
     def wait_ready(self) -> dict[InstanceRole, dict[str, Any]]:
         """Block until every process is ready; returns what rank 0 of each role said.
@@ -104,7 +97,6 @@ class WorkerGroup:
 
     def stop(self) -> None:
         """End every process; when it returns, all have been joined."""
-        self._spares.close()
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for worker in self.workers:
             worker.process.terminate()
@@ -122,8 +114,12 @@ class WorkerGroup:
         port_args = self._ports(role, generation)
         for rank in range(self._server_args.tp_size):
             spec = self._spec(role, rank, allocation, generation, port_args)
-            process, ready = self._spares.launch(
-                worker_process.run, spec, name=spec.title, environment=spec.environment
+            process, ready = fork_server.launch(
+                worker_process.run,
+                spec,
+                name=spec.title,
+                method=self._server_args.worker_start_method,
+                environment=spec.environment,
             )
             started.append(Worker(spec, process, ready))
         return started
@@ -167,13 +163,6 @@ class WorkerGroup:
             return meeting
         address = input_address(self._run_directory, role, generation)
         return dataclasses.replace(meeting, scheduler_input_ipc_name=address)
-
-
-def spares_wanted(server_args: ServerArgs) -> int:
-    """Spare processes to keep: one for each worker, unless workers are forked."""
-    wish = SemiPDConfig.from_server_args(server_args).spare_workers
-    keeps = wish == "on" or (wish == "auto" and not fork_server.is_usable())
-    return len(PAIR) * server_args.tp_size if keeps else 0
 
 
 def role_server_args(

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes start in both ways, with the environment that they were given."""
+
+from __future__ import annotations
+
+import os
+import sys
+from multiprocessing.connection import Connection
+
+import pytest
+from sglang.semi_pd.server import fork_server
+
+pytestmark = pytest.mark.upstream
+
+TIMEOUT_S = 300.0
+
+
+def tell(word: str, ready: Connection) -> None:
+    has_scheduler = "sglang.srt.managers.scheduler" in sys.modules
+    ready.send((word, os.getpid(), os.environ.get("START_TEST"), has_scheduler))
+
+
+@pytest.mark.parametrize(("method", "has_imported"), [("auto", True), ("spawn", False)])
+def test_a_process_does_what_it_is_told(method: str, *, has_imported: bool) -> None:
+    # A forked process has its environment from the fork server: workers replace it.
+    fork_server.start()
+    process, ready = fork_server.launch(
+        tell,
+        "hello",
+        name="worker",
+        method=method,
+        environment={**os.environ, "START_TEST": "told"},
+    )
+    assert ready.poll(TIMEOUT_S)
+    word, pid, told, imported = ready.recv()
+    process.join(10)
+    assert (word, imported) == ("hello", has_imported)
+    assert (process.pid, process.exitcode) == (pid, 0)
+    assert told == (None if method == "auto" else "told")
+
+
+def test_this_host_allows_to_fork() -> None:
+    fork_server.start()
+    assert fork_server.is_usable()
