@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 10.0
+PREFILL_GRAPH_TOKENS = 1024
+"""Longest prefill that is captured. Longer ones keep a GPU busier than launching them
+keeps a CPU, and capturing all of SGLang's sizes took 10 to 15 s of each rotation."""
+PREFILL_GRAPH_FIELDS = (
+    "cuda_graph_config",
+    "cuda_graph_max_bs_prefill",
+    "cuda_graph_bs_prefill",
+)
 PAIR = tuple(role for role in InstanceRole if role.is_worker)
 
 
@@ -179,16 +187,25 @@ def role_server_args(
         "random_seed": server_args.random_seed,
         "enable_unified_memory": False,
     }
-    if role is not InstanceRole.PREFILL:
-        changes["disable_radix_cache"] = True  # the tree is prefill's
+    if role is InstanceRole.PREFILL:
+        changes |= _prefill_graphs(server_args, changes_sms=changes_sms)
+    else:
+        # Prefill owns the prefix cache; there is one address to publish its events on.
+        changes |= {"disable_radix_cache": True, "kv_events_config": None}
     if role.is_worker:
         changes["disaggregation_mode"] = role.value
         # The backend with the fewest side effects; its classes are never used.
         changes["disaggregation_transfer_backend"] = "nixl"
-    if role is not InstanceRole.PREFILL:
-        # Prefill owns the prefix cache; there is one address to publish its events on.
-        changes["kv_events_config"] = None
-    if changes_sms and role is InstanceRole.PREFILL:
-        # A graph keeps to the SMs that it was captured on.
-        changes["cuda_graph_backend_prefill"] = "disabled"
     return for_role(server_args, role.value, **changes)
+
+
+def _prefill_graphs(server_args: ServerArgs, *, changes_sms: bool) -> dict[str, Any]:
+    if changes_sms:
+        # A graph keeps to the SMs that it was captured on.
+        return {"cuda_graph_backend_prefill": "disabled"}
+    given = server_args._semi_pd_raw_fields
+    if any(given[field] is not None for field in PREFILL_GRAPH_FIELDS):
+        return {}
+    chunk = server_args.chunked_prefill_size
+    tokens = min(PREFILL_GRAPH_TOKENS, chunk) if chunk > 0 else PREFILL_GRAPH_TOKENS
+    return {"cuda_graph_max_bs_prefill": tokens}

@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What clients notice of rotations under load: gaps, first tokens, seconds, tokens.
+
+Sends one of the benchmark's loads to a running Semi-PD server, first with the split at
+rest, then while it rotates between the given splits again and again. A rotation's worst
+gap is that of any stream, from the request for the split until a second after it
+serves. Splits that give prefill the same share leave first tokens comparable.
+
+    python benchmark/semi_pd/rotations.py --port 30000 --load mixed --rate 12 \\
+        --splits 50/30 50/50 --times 20 --out rotations.json
+
+Exit code 1 if a request failed or did not give as many tokens as it was asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from loads import FIRST_TOKEN, LOADS, Load, miniature
+
+AFTER_S = 1.0
+READ_BUFFER = 1 << 24
+
+
+@dataclass
+class Stream:
+    """One request: when it was sent and when each piece of its answer came."""
+
+    sent: float
+    asked_tokens: int
+    stamps: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+    @property
+    def ttft_ms(self) -> float:
+        return 1e3 * (self.stamps[0] - self.sent)
+
+    def gaps(self) -> Iterable[tuple[float, float]]:
+        """When each gap between pieces ended, and how long it was, in seconds."""
+        for a, b in zip(self.stamps, self.stamps[1:], strict=False):
+            yield b, b - a
+
+
+@dataclass
+class Rotation:
+    """One rotation as clients saw it; times in seconds since the load began.
+
+    Attributes:
+        worst_gap_at_s: end of its worst gap, from when the new split served.
+    """
+
+    split: str
+    asked: float
+    served: float
+    took_s: float = 0.0
+    worst_gap_ms: float = 0.0
+    worst_gap_at_s: float = 0.0
+    ttft_p90_ms: float = 0.0
+
+
+class Client:
+    """Keeps a load up and rotates meanwhile."""
+
+    def __init__(self, options: argparse.Namespace, http: aiohttp.ClientSession):
+        self._options, self._http = options, http
+        self._url = f"http://{options.host}:{options.port}"
+        self._random = random.Random(options.seed)
+        self._began = time.perf_counter()
+        self._ends = False
+        self.streams: list[Stream] = []
+        self.failures: list[str] = []
+
+    def now(self) -> float:
+        return time.perf_counter() - self._began
+
+    async def keep_up(self, load: Load) -> None:
+        """Poisson arrivals until ``finish``; then wait for every stream."""
+        tasks = []
+        while not self._ends:
+            await asyncio.sleep(self._random.expovariate(self._options.rate))
+            tasks.append(asyncio.create_task(self._send(*load.shape(self._random, 0))))
+        await asyncio.gather(*tasks)
+
+    def finish(self) -> None:
+        self._ends = True
+
+    async def _send(self, prompt: int, tokens: int) -> None:
+        params = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+        ids = self._random.choices(
+            range(FIRST_TOKEN, self._options.vocabulary), k=prompt
+        )
+        body = {"input_ids": ids, "stream": True, "sampling_params": params}
+        stream = Stream(self.now(), tokens)
+        self.streams.append(stream)
+        last: dict[str, Any] = {}
+        try:
+            async with self._http.post(f"{self._url}/generate", json=body) as answer:
+                answer.raise_for_status()
+                async for line in answer.content:
+                    if line.startswith(b"data: {"):
+                        stream.stamps.append(self.now())
+                        last = json.loads(line[6:])
+        except aiohttp.ClientError as error:
+            self.failures.append(repr(error))
+            return
+        stream.tokens = last.get("meta_info", {}).get("completion_tokens", 0)
+        if stream.tokens != tokens:
+            self.failures.append(f"{stream.tokens} of {tokens} tokens: {last}")
+
+    async def rotate(self, split: str) -> Rotation:
+        prefill, decode = (int(part) for part in split.split("/"))
+        body = {"prefill_percentage": prefill, "decode_percentage": decode}
+        asked = self.now()
+        async with self._http.post(
+            f"{self._url}/semi_pd/reallocate", json=body
+        ) as answer:
+            if answer.status != 200:
+                raise SystemExit(f"{split} was refused: {await answer.text()}")
+        return Rotation(split, asked, self.now())
+
+
+def percentile(values: Iterable[float], percent: float) -> float:
+    ordered = sorted(values)
+    if not ordered:
+        return 0.0
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def between(streams: list[Stream], begin: float, end: float) -> dict[str, float]:
+    """What streams saw in a span of time."""
+    gaps = [
+        (gap, at)
+        for one in streams
+        for at, gap in one.gaps()
+        if begin <= at - gap < end
+    ]
+    worst, at = max(gaps, default=(0.0, 0.0))
+    first = [s.ttft_ms for s in streams if s.stamps and begin <= s.sent < end]
+    return {
+        "worst_gap_ms": 1e3 * worst,
+        "worst_gap_at_s": at,
+        "gap_p99_ms": 1e3 * percentile((gap for gap, _ in gaps), 99),
+        "ttft_p50_ms": percentile(first, 50),
+        "ttft_p90_ms": percentile(first, 90),
+    }
+
+
+async def run(options: argparse.Namespace) -> dict[str, Any]:
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(
+        timeout=timeout,
+        connector=aiohttp.TCPConnector(limit=0),
+        read_bufsize=READ_BUFFER,
+    ) as http:
+        client = Client(options, http)
+        load = asyncio.create_task(
+            client.keep_up(miniature(LOADS[options.load], options.divide))
+        )
+        await asyncio.sleep(options.warm_up)
+        steady_from = client.now()
+        await asyncio.sleep(options.steady)
+        steady_to = client.now()
+        rotations = []
+        for turn in range(options.times):
+            if client.now() > options.longest:
+                break
+            split = options.splits[turn % len(options.splits)]
+            rotations.append(await client.rotate(split))
+            await asyncio.sleep(options.pause)
+        client.finish()
+        await sending
+    for one in rotations:
+        seen = between(client.streams, one.asked, one.served + AFTER_S)
+        one.took_s = one.served - one.asked
+        one.worst_gap_ms = seen["worst_gap_ms"]
+        one.worst_gap_at_s = seen["worst_gap_at_s"] - one.served
+        one.ttft_p90_ms = seen["ttft_p90_ms"]
+    began, ended = rotations[0].asked, rotations[-1].served + AFTER_S
+    return {
+        "command": sys.argv,
+        "requests": len(client.streams),
+        "failures": client.failures,
+        "steady": between(client.streams, steady_from, steady_to),
+        "while rotating": between(client.streams, began, ended),
+        "rotations": [asdict(one) for one in rotations],
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=30000)
+    parser.add_argument("--load", choices=LOADS, default="mixed")
+    parser.add_argument("--rate", type=float, default=12.0, help="requests a second")
+    parser.add_argument("--divide", type=int, default=1, help="all lengths by this")
+    parser.add_argument("--vocabulary", type=int, default=100_000, help="ids below")
+    parser.add_argument("--splits", nargs="+", metavar="PREFILL/DECODE", required=True)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--warm-up", type=float, default=5.0, help="seconds")
+    parser.add_argument("--steady", type=float, default=20.0, help="seconds")
+    parser.add_argument("--pause", type=float, default=2.0, help="seconds")
+    parser.add_argument("--longest", type=float, default=1e9, help="seconds, then stop")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse()
+    outcome = asyncio.run(run(options))
+    options.out.write_text(json.dumps(outcome, indent=1))
+    for name in ("steady", "while rotating"):
+        print(name, {key: round(value, 1) for key, value in outcome[name].items()})
+    for one in outcome["rotations"]:
+        print(
+            f"{one['split']}: {one['took_s']:.1f} s, worst gap "
+            f"{one['worst_gap_ms']:.0f} ms at {one['worst_gap_at_s']:+.2f} s, "
+            f"TTFT P90 {one['ttft_p90_ms']:.0f} ms"
+        )
+    print(outcome["requests"], "requests, failed:", outcome["failures"][:3])
+    return 1 if outcome["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
