@@ -164,9 +164,8 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         read_bufsize=READ_BUFFER,
     ) as http:
         client = Client(options, http)
-        load = asyncio.create_task(
-            client.keep_up(miniature(LOADS[options.load], options.divide))
-        )
+        load = miniature(LOADS[options.load], options.divide)
+        sending = asyncio.create_task(client.keep_up(load))
         await asyncio.sleep(options.warm_up)
         steady_from = client.now()
         await asyncio.sleep(options.steady)

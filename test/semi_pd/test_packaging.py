@@ -88,6 +88,7 @@ def test_wheel_is_complete(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         OVERLAY_PTH,
+        "_sglang_semi_pd_fork_server.py",
         "_sglang_semi_pd_overlay.py",
         "sglang_semi_pd_overlay/server_args.py",
         "sglang/semi_pd/__init__.py",

@@ -151,6 +151,12 @@ class Pair:
 
     def end(self, req, *, is_insert: bool = True) -> None:
         """Decode ends or puts aside a request; prefill hears of it."""
+        self.finish(req, is_insert=is_insert)
+        self.decode.tree.give_back()
+        self.take_back()
+
+    def finish(self, req, *, is_insert: bool = True) -> None:
+        """Decode ends a request, whose last forward may still run."""
         from sglang.srt.mem_cache.chunk_cache import ChunkCache
 
         assert isinstance(self.decode.tree, ChunkCache)
@@ -160,7 +166,9 @@ class Pair:
         if req.req_pool_idx is not None:
             self.decode.rows.free(req)
             req.kv = None
-        self.decode.tree.give_back()
+
+    def take_back(self) -> None:
+        """Prefill hears of what was given back."""
         while self.sent:
             self.lender.take_back(self.sent.pop(0))
         self.decode.allocator.return_unused()
@@ -305,6 +313,70 @@ def test_a_successor_inherits_tree_and_loans(pair):
     pair.end(there)
     assert pair.settle() * PAGE == successor.tree.total_size() == successor.cached
     assert turn(pair, [*range(12), 9, 9, 9, 9, 1, 2], [1, 1]) == 16
+
+
+class Forward:
+    """Stands where a CUDA event says whether a forward has finished."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+
+    def query(self) -> bool:
+        return self.is_over
+
+
+def succeed(pair: Pair) -> Worker:
+    """A new prefill worker takes requests back; its predecessor still has the pages."""
+    from sglang.semi_pd.workers.lender import Lender
+
+    old = pair.prefill
+    pair.prefill = Worker.make(
+        pair.table, pair.req_to_token, InstanceRole.PREFILL, generation=2
+    )
+    pair.lender = Lender(pair.prefill.tree, pair.prefill.rows, pair.prefill.table, 2)
+    pair.decode.tree.turn_to(2, pair.sent.append)
+    return old
+
+
+def bequeath(pair: Pair, old: Worker) -> None:
+    from sglang.semi_pd.workers.prefix_tree import export_paths, import_paths
+
+    old.allocator.return_unused()
+    old.rows.return_unused()
+    leases = old.table.lease, pair.prefill.table.lease
+    pair.table.inherit(*(lease.slot for lease in leases if lease))
+    import_paths(pair.prefill.tree, export_paths(old.tree))
+
+
+@pytest.mark.parametrize("comes_back_first", [True, False])
+def test_a_request_that_ends_in_a_switch_comes_back_to_the_successor(
+    pair, monkeypatch, comes_back_first
+):
+    """It ended under the lender, but its last forward only under the successor."""
+    from sglang.semi_pd.workers.leased_allocator import LeasedAllocator, OnHost
+
+    there = pair.hand_over(pair.compute(list(range(12))))
+    pair.generate(there, [1, 2, 3, 4, 5])
+    forward = Forward()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            LeasedAllocator,
+            "copy_to_host",
+            lambda self, slots: OnHost(slots.clone(), (forward,)),
+        )
+        pair.finish(there)
+    pair.decode.tree.give_back()
+    assert not pair.sent, "its forward runs"
+    old = succeed(pair)
+    if not comes_back_first:
+        bequeath(pair, old)
+    forward.is_over = True
+    pair.decode.tree.give_back()
+    pair.take_back()
+    if comes_back_first:
+        bequeath(pair, old)
+    assert pair.settle() * PAGE == pair.prefill.tree.total_size()
+    assert turn(pair, [*range(12), 1, 2, 3, 4, 5], [6, 6]) >= 12
 
 
 def test_kept_kv_is_inserted(pair):

@@ -7,6 +7,7 @@ itself, and gives both back, with the row, once no forward can write to them any
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,12 +48,17 @@ class Borrowed:
 
 
 class _Leaving(NamedTuple):
-    """A request on its way back; ``row`` is None if its own pages are gone already."""
+    """A request on its way back; ``row`` is None if its own pages are gone already.
 
+    Who takes it back may change while it waits; ``was_settled``: as it was at the end.
+    """
+
+    req: Req
     message: GiveBack
     row: int | None
     slots: OnHost
     shared_tokens: int
+    was_settled: bool
 
 
 class BorrowingCache(ChunkCache):
@@ -110,7 +116,6 @@ class BorrowingCache(ChunkCache):
     def _leave(
         self, req: Req, borrowed: Borrowed, slots: torch.Tensor, row: int | None
     ) -> None:
-        is_known = not borrowed.is_settled and borrowed.loan.lender == self.lender
         message = GiveBack(
             request_id=req.rid,
             loan=borrowed.loan,
@@ -119,14 +124,15 @@ class BorrowingCache(ChunkCache):
             committed_tokens=req.kv_committed_len,
             allocated_tokens=req.kv.kv_allocated_len,
             reasoning_tokens=req.reasoning_tokens,
-            sequence=None if is_known else _sequence(req),
+            sequence=None,
         )
         on_host = self.token_to_kv_pool_allocator.copy_to_host(slots)
-        self._leaving.append(_Leaving(message, row, on_host, borrowed.shared_tokens))
+        shared, settled = borrowed.shared_tokens, borrowed.is_settled
+        self._leaving.append(_Leaving(req, message, row, on_host, shared, settled))
 
     def _give_back(self, leaving: _Leaving) -> None:
         """As at the handover, the row is last: when it has come, all has."""
-        message, row, (slots, _), shared_tokens = leaving
+        req, message, row, (slots, _), shared_tokens, was_settled = leaving
         table, to_slot = self._table, self._receiver()
         borrowed = pages_of(slots[:shared_tokens], self.page_size)
         orphans = table.claim(borrowed)
@@ -139,6 +145,8 @@ class BorrowingCache(ChunkCache):
         if row is not None:
             label = row_label(message.request_id, message.loan.number)
             table.move_row(row, to_slot, label)
+        if was_settled or message.loan.lender != self.lender:
+            message = dataclasses.replace(message, sequence=_sequence(req))
         if self.send is not None:
             self.send(message)
 

@@ -79,17 +79,19 @@ class HandoverSender:
         device = torch.get_device_module(rows.device)
         self._copies = device.StreamContext(device.Stream())
 
-    def hand_over(self, req: Req, shared_tokens: int) -> Loan:
+    def hand_over(self, req: Req, shared_tokens: int, *, is_rewritten: bool) -> Loan:
         """Give up ``req``, whose KV is written up to ``req.kv_committed_len``.
 
         Args:
             shared_tokens: at the start of its row, in pages that stay this worker's.
+            is_rewritten: whether this thread's stream still writes to its row.
         """
         loan = Loan(self._sent, self._generation, shared_tokens)
         self._sent += 1
         to_slot = self._receiver()
         committed = req.kv_committed_len
-        slots = self._slots(req.req_pool_idx, committed)
+        row = self._rows.req_to_token[req.req_pool_idx, :committed]
+        slots = _on_host(row) if is_rewritten else self._without_waiting(row)
         # The row last: once it has changed hands, everything has.
         self._table.share_pages(self._pages(slots[:shared_tokens]), to_slot)
         self._table.move_pages(self._pages(slots[shared_tokens:]), to_slot)
@@ -116,14 +118,14 @@ class HandoverSender:
         if self._socket is not None:
             flush(self._socket)
 
-    def _slots(self, row: int, committed: int) -> torch.Tensor:
-        """The token slots of a row, without waiting for the forward that runs now.
+    def _without_waiting(self, row: torch.Tensor) -> torch.Tensor:
+        """The token slots of a row on the host, whatever forward runs now.
 
         The row was written before the prompt's last chunk, whose result is known, so a
         stream of its own may read it at once.
         """
         with self._copies:
-            return self._rows.req_to_token[row, :committed].to("cpu", torch.int64)
+            return _on_host(row)
 
     def _pages(self, slots: torch.Tensor) -> Ids:
         return pages_of(slots, self._table.layout.page_size)
@@ -134,6 +136,10 @@ class HandoverSender:
                 InstanceRole.DECODE, self._to_generation
             )
         return self._to_slot
+
+
+def _on_host(row: torch.Tensor) -> torch.Tensor:
+    return row.to("cpu", torch.int64)
 
 
 def socket_of(address: str) -> zmq.Socket:

@@ -70,6 +70,7 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
 
     Attributes:
         forward_stream: the stream the model runs on, once it is known (GPU only).
+        frees: how often slots were freed.
         demand_pages: pages the scheduler expects to allocate in its next iteration.
         agree: the smallest of the counts that all ranks of a group pass, called by all
             of them at the same point: they must lease the same number of pages, or
@@ -90,7 +91,7 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
         self._retiring: deque[_Retiring] = deque()
         self._leased_host: Ids = np.empty(0, np.int64)
         self.forward_stream: torch.cuda.Stream | None = None
-        self.demand_pages = 0
+        self.demand_pages = self.frees = 0
         self.agree: Callable[[int], int] = alone
         self._is_promising = False
         super().__init__(size, page_size, dtype, device, kvcache, need_sort=False)
@@ -227,6 +228,7 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
 
     def free(self, free_index: torch.Tensor) -> None:
         if free_index.numel():
+            self.frees += 1
             self._retire(free_index)
 
     def free_segment(self, free_index: torch.Tensor, *, start_pos: int) -> None:

@@ -8,24 +8,40 @@ upstream's own code inserts the whole sequence, frees duplicates and unlocks.
 
 from __future__ import annotations
 
-import logging
 from array import array
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.utils import row_label
 from sglang.semi_pd.workers import prefix_tree
 from sglang.semi_pd.workers.handover import find_row
+from sglang.semi_pd.workers.leased_allocator import pages_of
 from sglang.semi_pd.workers.messages import GiveBack, Loan
 from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    import torch
     from sglang.semi_pd.memory.block_table import BlockTable
     from sglang.semi_pd.resident.shared_pools import SharedReqToTokenPool
+    from sglang.semi_pd.workers.leased_allocator import LeasedAllocator
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+    from sglang.srt.mem_cache.radix_cache import RadixCache
 
-logger = logging.getLogger(__name__)
+
+def note_rewriting(
+    original: Callable[..., None], tree: RadixCache, req: Req, *args: Any, **kwargs: Any
+) -> None:
+    """Around upstream's caching of a computed prompt: is its row written once more?
+
+    It is if the tree has a part of the prompt in other slots already: that part is
+    freed, and the row gets the slots of the tree.
+    """
+    allocator: LeasedAllocator = tree.token_to_kv_pool_allocator
+    before = allocator.frees
+    original(tree, req, *args, **kwargs)
+    req.semi_pd_row_is_rewritten = allocator.frees > before
 
 
 class Lender:
@@ -81,10 +97,23 @@ class Lender:
         req.kv_committed_len = message.committed_tokens
         req.reasoning_tokens = message.reasoning_tokens
         if not is_known:
-            req.cache_protected_len = prefix_tree.tokens_already_there(
-                self._tree, req, self._rows.req_to_token[row]
-            )
+            slots = self._rows.req_to_token[row]
+            lent_tokens = message.loan.shared_tokens
+            if self._owns(slots[:lent_tokens]):
+                req.cache_protected_len = prefix_tree.tokens_already_there(
+                    self._tree, req, slots
+                )
+            else:
+                # They come with the predecessor's tree, which is on its way.
+                req.cache_protected_len = lent_tokens
+                req.skip_radix_cache_insert = True
         release_kv_cache(req, self._tree)
+
+    def _owns(self, slots: torch.Tensor) -> bool:
+        """Whether the pages of these token slots are this worker's."""
+        assert self._table.lease is not None, "a worker has a lease"
+        pages = pages_of(slots.cpu(), self._table.layout.page_size)
+        return bool((self._table.page_owners()[pages] == self._table.lease.slot).all())
 
     def _borrower(self, message: GiveBack) -> Req | None:
         """The request as it was lent; None if this worker did not lend it."""
@@ -96,17 +125,12 @@ class Lender:
 def _newly_made(message: GiveBack) -> Req:
     """A request that ends here and that another prefill worker began."""
     sequence = message.sequence
-    if sequence is None:
-        logger.warning(
-            "%s came back without its tokens: not cached", message.request_id
-        )
-    req = Req(
+    assert sequence is not None, "who did not lend it is told its tokens"
+    return Req(
         message.request_id,
         "",
-        array("q", sequence.input_ids if sequence else []),
+        array("q", sequence.input_ids),
         SamplingParams(),
-        extra_key=sequence.extra_key if sequence else None,
-        priority=sequence.priority if sequence else None,
+        extra_key=sequence.extra_key,
+        priority=sequence.priority,
     )
-    req.skip_radix_cache_insert = sequence is None
-    return req

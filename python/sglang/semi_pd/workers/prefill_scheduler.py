@@ -19,7 +19,7 @@ from sglang.semi_pd.workers.arrivals import Arrivals
 from sglang.semi_pd.workers.early_conclusion import EarlyConclusion
 from sglang.semi_pd.workers.handover import HandoverSender
 from sglang.semi_pd.workers.held_flushes import HeldFlushes
-from sglang.semi_pd.workers.lender import Lender
+from sglang.semi_pd.workers.lender import Lender, note_rewriting
 from sglang.semi_pd.workers.messages import (
     GiveBack,
     Heritage,
@@ -55,7 +55,12 @@ class PrefillScheduler(EarlyConclusion):
     queue_replacement = {
         "sglang.srt.disaggregation.prefill.PrefillBootstrapQueue": ReadyQueue
     }
-    around = {f"{BATCH}.prepare_for_extend": count_continued}
+    around = {
+        f"{BATCH}.prepare_for_extend": count_continued,
+        "sglang.srt.mem_cache.radix_cache.RadixCache.cache_unfinished_req": (
+            note_rewriting
+        ),
+    }
 
     def init_disaggregation(self) -> None:
         super().init_disaggregation()
@@ -249,5 +254,10 @@ class PrefillScheduler(EarlyConclusion):
             req.time_stats.set_completion_time()
             self.output_streamer.stream_output([req], req.return_logprob, None)
         else:
-            shared_tokens = req.cache_protected_len if self._lender.lends else 0
-            self._lender.lend(req, self._handovers.hand_over(req, shared_tokens))
+            lends = self._lender.lends
+            loan = self._handovers.hand_over(
+                req,
+                req.cache_protected_len if lends else 0,
+                is_rewritten=getattr(req, "semi_pd_row_is_rewritten", False),
+            )
+            self._lender.lend(req, loan)
