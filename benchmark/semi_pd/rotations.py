@@ -31,6 +31,7 @@ from loads import FIRST_TOKEN, LOADS, Load, miniature
 
 AFTER_S = 1.0
 READ_BUFFER = 1 << 24
+KEEPALIVE_S = 2.0  # less than the server's: it may not close what is used again
 
 
 @dataclass
@@ -160,7 +161,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(
         timeout=timeout,
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
         read_bufsize=READ_BUFFER,
     ) as http:
         client = Client(options, http)
@@ -206,9 +207,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=100_000, help="ids below")
     parser.add_argument("--splits", nargs="+", metavar="PREFILL/DECODE", required=True)
     parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--warm-up", type=float, default=5.0, help="seconds")
+    parser.add_argument("--warm-up", type=float, default=20.0, help="seconds")
     parser.add_argument("--steady", type=float, default=20.0, help="seconds")
-    parser.add_argument("--pause", type=float, default=2.0, help="seconds")
+    parser.add_argument("--pause", type=float, default=5.0, help="seconds")
     parser.add_argument("--longest", type=float, default=1e9, help="seconds, then stop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)

@@ -9,6 +9,8 @@ decode has built the request:
     adopt       until the request is built
     total       the three together
     join        then, until the request joins decode's batch and its first token leaves
+
+What a decode worker passes on to its successor has been running: that is not counted.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ class HandoverTimes:
         Args:
             adopted_at: ``time.monotonic()`` when it had been built.
         """
+        if len(handover.output_ids) > 1:
+            return
         # perf_counter and monotonic are one clock on Linux, for all processes.
         stamps = (
             handover.times.prefill_finished_time,

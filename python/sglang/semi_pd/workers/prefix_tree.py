@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
-from sglang.semi_pd.workers.leased_allocator import pages_of
 from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey, TreeNode
 
@@ -46,17 +45,21 @@ class CachedPath:
 def export_paths(tree: RadixCache) -> list[CachedPath]:
     """Every path of ``tree``, the least recently used first.
 
-    Waits for the device: the slots are copied from there.
+    Waits for the device: the slots are copied from there, once.
     """
-    leaves: list[tuple[float, CachedPath]] = []
-    stack: list[tuple[TreeNode, list[TreeNode]]] = [(tree.root_node, [])]
+    leaves: list[list[TreeNode]] = []
+    nodes: list[TreeNode] = []
+    stack: list[list[TreeNode]] = [[child] for child in _children(tree.root_node)]
     while stack:
-        node, above = stack.pop()
-        path = [*above, node] if node is not tree.root_node else above
-        if path and not node.children:
-            leaves.append((node.last_access_time, _path(path)))
-        stack.extend((child, path) for child in node.children.values())
-    return [path for _, path in sorted(leaves, key=lambda leaf: leaf[0])]
+        path = stack.pop()
+        nodes.append(path[-1])
+        below = [[*path, child] for child in _children(path[-1])]
+        if not below:
+            leaves.append(path)
+        stack.extend(below)
+    slots = _slots_on_host(nodes)
+    leaves.sort(key=lambda path: path[-1].last_access_time)
+    return [_path(path, slots) for path in leaves]
 
 
 def import_paths(tree: RadixCache, paths: Iterable[CachedPath]) -> int:
@@ -66,12 +69,17 @@ def import_paths(tree: RadixCache, paths: Iterable[CachedPath]) -> int:
     ones do, share their pages; of two sequences that only say the same, the first stays
     and the pages of the second are the caller's to free (``insert_kept``).
     """
+    paths = list(paths)
+    if not paths:
+        return 0
+    # One copy to the device; the tree clones what it keeps.
+    together = torch.from_numpy(np.concatenate([path.slots for path in paths]))
+    slots = together.to(tree.device).split([len(path.slots) for path in paths])
     added = 0
-    for path in paths:
-        slots = torch.from_numpy(path.slots).to(tree.device)
+    for path, value in zip(paths, slots, strict=True):
         key = RadixKey(array("q", path.token_ids), path.extra_key)
         before = tree.insert(
-            InsertParams(key=key, value=slots, priority=path.priority)
+            InsertParams(key=key, value=value, priority=path.priority)
         ).prefix_len
         added += len(path.token_ids) // tree.page_size * tree.page_size - before
     return added
@@ -103,7 +111,10 @@ def cached_pages(tree: BasePrefixCache) -> Slots:
     """The pages of everything in the tree, ascending; waits for the device."""
     if not tree.is_tree_cache() or not tree.root_node.children:
         return np.empty(0, np.int64)
-    return pages_of(tree.all_values_flatten().cpu(), tree.page_size)
+    pages = tree.all_values_flatten().cpu().numpy() // tree.page_size
+    is_in = np.zeros(int(pages.max()) + 1, bool)  # faster than to sort a whole cache
+    is_in[pages] = True
+    return np.flatnonzero(is_in)
 
 
 def tokens_already_there(tree: BasePrefixCache, req: Req, row: torch.Tensor) -> int:
@@ -119,15 +130,30 @@ def tokens_already_there(tree: BasePrefixCache, req: Req, row: torch.Tensor) -> 
     return len(same) if same.all() else int(same.argmin())
 
 
-def _path(nodes: list[TreeNode]) -> CachedPath:
+def _children(node: TreeNode) -> Iterable[TreeNode]:
+    children: Iterable[TreeNode] = node.children.values()
+    return children
+
+
+def _slots_on_host(nodes: list[TreeNode]) -> dict[int, Slots]:
+    """The slots of each node, by its id; one copy for all of them."""
+    if not nodes:
+        return {}
+    values = [node.value for node in nodes]
+    together = torch.cat(values).cpu().numpy().astype(np.int64)
+    ends = np.cumsum([len(value) for value in values])
+    parts = np.split(together, ends[:-1])
+    return {node.id: part for node, part in zip(nodes, parts, strict=True)}
+
+
+def _path(nodes: list[TreeNode], slots: dict[int, Slots]) -> CachedPath:
     tokens: list[int] = []
     for node in nodes:
         tokens.extend(node.key.raw_token_ids())
-    slots = torch.cat([node.value for node in nodes]).cpu().numpy()
     leaf = nodes[-1]
     return CachedPath(
         token_ids=tokens,
-        slots=slots.astype(np.int64),
+        slots=np.concatenate([slots[node.id] for node in nodes]),
         extra_key=leaf.key.extra_key,
         priority=leaf.priority,
     )

@@ -13,12 +13,15 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from sglang.semi_pd.utils import InstanceRole, label_rid_hash, rid_hash
 from sglang.semi_pd.workers.handover import flush, socket_of
-from sglang.semi_pd.workers.leased_allocator import pages_of
 from sglang.semi_pd.workers.messages import Heritage, Recover, Resume
-from sglang.semi_pd.workers.prefix_tree import CachedPath, export_paths, import_paths
+from sglang.semi_pd.workers.prefix_tree import (
+    CachedPath,
+    cached_pages,
+    export_paths,
+    import_paths,
+)
 from sglang.semi_pd.workers.worker_spec import give_back_address
 from sglang.srt.managers.io_struct import sock_send
 
@@ -57,9 +60,11 @@ def keep_paths(
         pages: int64, shape (n,); some may be others' and are left alone.
     """
     import_paths(tree, paths)
-    in_tree = _pages(export_paths(tree), table)
-    mine = pages[table.page_owners()[pages] == _slot(table)]
-    table.give_pages(np.setdiff1d(mine, in_tree))
+    is_useless = np.zeros(table.layout.num_pages + 1, bool)
+    is_useless[pages] = True
+    is_useless[cached_pages(tree)] = False
+    is_useless &= table.page_owners() == _slot(table)
+    table.give_pages(np.flatnonzero(is_useless))
 
 
 def inherit(message: Heritage, tree: BasePrefixCache, table: BlockTable) -> None:
@@ -113,10 +118,14 @@ def _paths_of(
 
 
 def _pages(paths: Iterable[CachedPath], table: BlockTable) -> Ids:
-    """The pages that paths lie in, ascending."""
-    slots = [path.slots for path in paths]
-    together = np.concatenate(slots) if slots else np.empty(0, np.int64)
-    return pages_of(torch.from_numpy(together), table.layout.page_size)
+    """The pages that paths lie in, ascending.
+
+    By marking them, as a whole cache has too many to be sorted while requests wait.
+    """
+    is_in = np.zeros(table.layout.num_pages + 1, bool)
+    for path in paths:
+        is_in[path.slots // table.layout.page_size] = True
+    return np.flatnonzero(is_in)
 
 
 def _slot(table: BlockTable) -> int:
