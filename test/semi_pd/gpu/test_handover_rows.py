@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -27,14 +28,16 @@ def test_a_row_that_is_being_rewritten_is_waited_for(tmp_path: Path) -> None:
     prefill = table.bound_to(table.register_worker(InstanceRole.PREFILL, 1))
     decode = table.bound_to(table.register_worker(InstanceRole.DECODE, 1))
     slots = torch.zeros((9, 16), dtype=torch.int32, device="cuda")
-    rows = SimpleNamespace(
+    rows: Any = SimpleNamespace(
         req_to_token=slots, device="cuda", give_up=lambda req: req.req_pool_idx
     )
-    silent = SimpleNamespace(run_directory=tmp_path, tp_rank=1, generation=1)
+    silent: Any = SimpleNamespace(run_directory=tmp_path, tp_rank=1, generation=1)
     sender = HandoverSender(silent, 1, rows, prefill)
-    pages = torch.from_numpy(prefill.take_pages(4)).cuda()
-    (row,) = prefill.take_rows(1) or ()
-    req = SimpleNamespace(req_pool_idx=row, kv_committed_len=2, rid="r")
+    taken, free_rows = prefill.take_pages(4), prefill.take_rows(1)
+    assert taken is not None
+    assert free_rows is not None
+    pages, row = torch.from_numpy(taken).cuda(), free_rows[0]
+    req: Any = SimpleNamespace(req_pool_idx=row, kv_committed_len=2, rid="r")
     with torch.cuda.stream(torch.cuda.Stream()):
         slots[row, :2] = pages[:2]
         torch.cuda._sleep(CYCLES)

@@ -120,11 +120,17 @@ class FleetSimulator:
         self._prefill_tokens[index] = max(1, self._input[index] - cached)
         gpu = self._gpus[place]
         gpu.prompts.append(index)
-        if not gpu.chunk:
-            self._start_chunk(now, gpu)
+        if gpu.chunk:
+            return
+        self._start_chunk(now, gpu)
+        if gpu.chunk and gpu.running:
+            self._change_pace(now, gpu)
 
     def _start_chunk(self, now: float, gpu: _GPU) -> None:
-        """Begin the next prompts: a chunk of them, as far as the cache has room."""
+        """Begin the next prompts: a chunk of them, as far as the cache has room.
+
+        The caller changes decode's pace.
+        """
         budget, work_s = self._costs.chunk_tokens, 0.0
         while gpu.prompts and budget > 0:
             index = gpu.prompts[0]
@@ -145,8 +151,6 @@ class FleetSimulator:
         took_s = (steps * self._costs.prefill_step_s + work_s) * factor
         self.prefill_busy_s += took_s
         heapq.heappush(self._events, (now + took_s, _CHUNK_ENDS, gpu.index, 0))
-        if is_beside:
-            self._change_pace(now, gpu)
 
     def _reserve(self, gpu: _GPU, index: int) -> bool:
         """Set KV aside; a request too large for the cache waits until it is empty."""
@@ -174,10 +178,11 @@ class FleetSimulator:
         else:
             for index in chunk:
                 self.first_token_s[index] = now
-            self._admit(now, gpu, chunk)
+            gpu.ready.extend(chunk)
+            self._advance(now, gpu)
+            self._join(gpu)
         self._start_chunk(now, gpu)
-        if not gpu.chunk:
-            self._change_pace(now, gpu)
+        self._change_pace(now, gpu)
 
     def _send(self, now: float, gpu: _GPU, index: int) -> None:
         """Move the prompt's KV to a decode GPU; the first token comes with it."""
@@ -188,10 +193,7 @@ class FleetSimulator:
 
     def _receive(self, now: float, gpu: _GPU, index: int) -> None:
         self.first_token_s[index] = now
-        self._admit(now, gpu, [index])
-
-    def _admit(self, now: float, gpu: _GPU, requests: list[int]) -> None:
-        gpu.ready.extend(requests)
+        gpu.ready.append(index)
         self._advance(now, gpu)
         self._join(gpu)
         self._change_pace(now, gpu)
