@@ -159,19 +159,6 @@ def test_death_while_a_successor_inherits(step, repeat):
     assert_victim_leaves_all_but_the_lent(scene)
 
 
-@pytest.mark.parametrize("repeat", range(REPEATS))
-def test_death_while_claiming(repeat):
-    """Pages whose owner left are the dead's or nobody's, never lost."""
-    scene = Scene()
-    scene.survivor.give_pages(scene.lent[:10])
-    assert run_to_crash("claim.owned", lambda: scene.victim.claim(scene.lent[:10]))
-    assert_in_order(scene.table)
-    scene.table.reclaim(scene.victim.lease.slot)
-    assert_in_order(scene.table)
-    assert not scene.table.page_owners()[scene.lent[:10]].any()
-    scene.table.close()
-
-
 def churn(mine: BlockTable, seed: int) -> None:
     """Take, share, hand on and give for ever, checking that nobody has the same."""
     choose = random.Random(seed)

@@ -84,15 +84,6 @@ class TableModel(RuleBasedStateMachine):
         self.workers[who].unshare(ids)
         self.borrows[who] -= Counter(ids)
 
-    @rule(who=WORKERS)
-    def claim(self, who: int) -> None:
-        """Orphans that a worker borrows become its own."""
-        borrowed = set(self.borrows[who])
-        orphans = sorted(borrowed - self.pages[0] - self.pages[1])
-        assert self.workers[who].claim(sorted(borrowed)).tolist() == orphans
-        self.pages[who] |= set(orphans)
-        self.borrows[who] -= Counter(orphans)
-
     @rule(who=WORKERS, amount=AMOUNTS)
     def hand_over(self, who: int, amount: int) -> None:
         ids = self.some(self.pages[who], amount)

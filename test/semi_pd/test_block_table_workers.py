@@ -71,27 +71,6 @@ def test_a_table_without_worker_cannot_change(table):
         table.take_pages(1)
 
 
-def test_a_borrower_claims_what_its_owner_left(prefill, decode):
-    pages = prefill.take_pages(4)
-    prefill.share_pages(pages[:3], decode.lease.slot)
-    prefill.give_pages(pages)
-    assert decode.claim(pages[:2]).tolist() == pages[:2].tolist()
-    assert decode.refcounts(pages[:3]).tolist() == [1, 1, 1]
-    assert (decode.page_owners()[pages[:2]] == decode.lease.slot).all()
-    assert decode.unshare(pages[2:3]) == 1  # not claimed, so nobody's any more
-    decode.give_pages(pages[:2])
-    assert decode.usage().pages_free == decode.layout.num_pages
-
-
-def test_only_what_has_no_owner_is_claimed(prefill, decode):
-    pages = prefill.take_pages(2)
-    prefill.share_pages(pages, decode.lease.slot)
-    assert decode.claim(pages).tolist() == []
-    with pytest.raises(ValueError, match=r"claim: \[1\] not borrowed"):
-        prefill.claim(pages[:1])
-    assert decode.usage().borrows == 2
-
-
 def test_a_row_is_found_by_its_label(table, prefill, decode):
     first, second = prefill.take_rows(2)
     prefill.move_row(first, decode.lease.slot, 2**64 - 1)

@@ -7,7 +7,6 @@ from array import array
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 from sglang.semi_pd.memory.block_table import Answer, BlockTable
 from sglang.semi_pd.utils import InstanceRole, row_label
@@ -115,7 +114,7 @@ class Pair:
         from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
 
         shared, committed = req.cache_protected_len, req.kv_committed_len
-        loan = Loan(self.number, 1, shared)
+        loan = Loan(self.number, self.lender._generation, shared)
         self.number += 1
         slots = self.req_to_token[req.req_pool_idx, :committed]
         slot = self.decode.table.lease.slot
@@ -272,49 +271,6 @@ def test_put_aside_and_resumed(pair):
     assert pair.settle() == 4
 
 
-def test_a_lender_that_died_leaves_its_pages_to_the_borrower(pair):
-    """The successor has an empty tree; the sequence that comes back fills it."""
-    from sglang.semi_pd.workers.lender import Lender
-
-    tokens = list(range(12))
-    there = pair.hand_over(pair.compute(tokens))
-    pair.table.reclaim(pair.prefill.table.lease.slot)
-    successor = Worker.make(pair.table, pair.req_to_token, InstanceRole.PREFILL, 2)
-    pair.prefill = successor
-    pair.lender = Lender(successor.tree, successor.rows, successor.table, 2)
-    pair.decode.tree.turn_to(2, pair.sent.append)
-    pair.generate(there, [1, 2, 3, 4, 5])
-    pair.end(there)
-    assert successor.cached == 16
-    assert pair.settle() == 4
-    assert turn(pair, [*tokens, 1, 2, 3, 4, 5], [6, 6]) == 16
-
-
-def test_a_successor_inherits_tree_and_loans(pair):
-    """Planned: pages move by ``inherit``, the tree as paths; loans come back later."""
-    from sglang.semi_pd.workers.lender import Lender
-    from sglang.semi_pd.workers.prefix_tree import export_paths, import_paths
-
-    turn(pair, list(range(12)), [1, 2, 3, 4, 5])
-    turn(pair, [*range(12), 9, 9, 9, 9], [1, 2, 3, 4, 5])
-    there = pair.hand_over(pair.compute(list(range(100, 110))))
-    paths = export_paths(pair.prefill.tree)
-    old = pair.prefill
-    old.allocator.return_unused()
-    old.rows.return_unused()
-    successor = Worker.make(pair.table, pair.req_to_token, InstanceRole.PREFILL, 2)
-    pair.table.inherit(old.table.lease.slot, successor.table.lease.slot)
-    added = import_paths(successor.tree, paths)
-    assert added == old.tree.total_size() == successor.tree.total_size()
-    pair.prefill = successor
-    pair.lender = Lender(successor.tree, successor.rows, successor.table, 2)
-    pair.decode.tree.turn_to(2, pair.sent.append)
-    pair.generate(there, [1, 2, 3])
-    pair.end(there)
-    assert pair.settle() * PAGE == successor.tree.total_size() == successor.cached
-    assert turn(pair, [*range(12), 9, 9, 9, 9, 1, 2], [1, 1]) == 16
-
-
 class Forward:
     """Stands where a CUDA event says whether a forward has finished."""
 
@@ -330,6 +286,8 @@ def succeed(pair: Pair) -> Worker:
     from sglang.semi_pd.workers.lender import Lender
 
     old = pair.prefill
+    for one in (old, pair.decode):
+        one.allocator.return_unused()
     pair.prefill = Worker.make(
         pair.table, pair.req_to_token, InstanceRole.PREFILL, generation=2
     )
@@ -339,13 +297,57 @@ def succeed(pair: Pair) -> Worker:
 
 
 def bequeath(pair: Pair, old: Worker) -> None:
-    from sglang.semi_pd.workers.prefix_tree import export_paths, import_paths
+    """The predecessor leaves: its pages, then what is in them."""
+    from sglang.semi_pd.workers.messages import Heritage
+    from sglang.semi_pd.workers.prefix_tree import export_paths
+    from sglang.semi_pd.workers.succession import inherit
 
+    paths = export_paths(old.tree)
     old.allocator.return_unused()
     old.rows.return_unused()
     leases = old.table.lease, pair.prefill.table.lease
     pair.table.inherit(*(lease.slot for lease in leases if lease))
-    import_paths(pair.prefill.tree, export_paths(old.tree))
+    inherit(Heritage(paths), pair.prefill.tree, pair.prefill.table)
+    pair.lender.has_heritage()
+
+
+def test_a_successor_inherits_tree_and_loans(pair):
+    """Planned: pages move by ``inherit``, the tree as paths; loans come back later."""
+    turn(pair, list(range(12)), [1, 2, 3, 4, 5])
+    turn(pair, [*range(12), 9, 9, 9, 9], [1, 2, 3, 4, 5])
+    there = pair.hand_over(pair.compute(list(range(100, 110))))
+    old = succeed(pair)
+    bequeath(pair, old)
+    tree = pair.prefill.tree
+    assert tree.total_size() == old.tree.total_size()
+    pair.generate(there, [1, 2, 3])
+    pair.end(there)
+    assert pair.settle() * PAGE == tree.total_size() == pair.prefill.cached
+    assert turn(pair, [*range(12), 9, 9, 9, 9, 1, 2], [1, 1]) == 16
+
+
+@pytest.mark.parametrize("comes_back_first", [True, False])
+def test_what_predecessor_and_successor_have_both_is_freed_once(pair, comes_back_first):
+    """The successor computed the same prompt, in pages of its own, before it heard."""
+    from sglang.semi_pd.workers.lender import Lender
+
+    tokens = list(range(12))
+    there = pair.hand_over(pair.compute(tokens, "old"))
+    pair.generate(there, [1, 2, 3, 4, 5])
+    old = succeed(pair)
+    lender = pair.lender
+    again = pair.hand_over(pair.compute(tokens, "new"))
+    assert isinstance(lender, Lender)
+    if comes_back_first:
+        pair.end(there)
+    bequeath(pair, old)
+    if not comes_back_first:
+        pair.end(there)
+    pair.generate(again, [1, 2, 3, 4, 5])
+    pair.end(again)
+    assert pair.settle() * PAGE == pair.prefill.tree.total_size() == 16
+    assert pair.table.usage().borrows == 0
+    assert turn(pair, [*tokens, 1, 2, 3, 4, 5], [6, 6]) == 16
 
 
 @pytest.mark.parametrize("comes_back_first", [True, False])
@@ -377,36 +379,6 @@ def test_a_request_that_ends_in_a_switch_comes_back_to_the_successor(
         bequeath(pair, old)
     assert pair.settle() * PAGE == pair.prefill.tree.total_size()
     assert turn(pair, [*range(12), 1, 2, 3, 4, 5], [6, 6]) >= 12
-
-
-def test_kept_kv_is_inserted(pair):
-    """After both workers died: rows of the dead fill a new tree."""
-    from sglang.semi_pd.workers.leased_allocator import pages_of
-    from sglang.semi_pd.workers.prefix_tree import CachedPath, insert_kept
-
-    there = pair.hand_over(pair.compute(list(range(10)), "kept"))
-    pair.generate(there, [1, 2, 3, 4])
-    dead = pair.decode.table.lease.slot
-    (found,) = pair.table.labelled_rows(dead)
-    assert found.label == row_label("kept", 0)
-    slots = pair.req_to_token[found.row, :13].numpy().astype(np.int64)
-    pair.table.reclaim(pair.prefill.table.lease.slot)
-    heir = Worker.make(pair.table, pair.req_to_token, InstanceRole.PREFILL, 2)
-    pair.decode.table.claim(pages_of(pair.req_to_token[found.row, :8], PAGE))
-    pages = pages_of(pair.req_to_token[found.row, :13], PAGE)
-    pair.table.reclaim(dead, pages, None, heir.table.lease.slot)
-    path = CachedPath(
-        token_ids=[*range(10), 1, 2, 3], slots=slots, extra_key=None, priority=0
-    )
-    import torch
-
-    for unused in (insert_kept(heir.tree, path), insert_kept(heir.tree, path)):
-        # The tail of the first; the second has nothing but its tail that is not there.
-        assert unused.tolist() == slots[12:].tolist()
-    heir.allocator.free(torch.from_numpy(slots[12:]))
-    heir.allocator.return_unused()
-    assert PAGES - pair.table.usage().pages_free == 3
-    assert heir.cached == 12
 
 
 def test_what_is_evicted_is_there_for_its_allocation(pair):

@@ -42,7 +42,6 @@ class SemiPDConfig:
     overlap_allowed: bool
     partition_backend: str
     worker_hang_timeout_s: float
-    worker_start_method: str
 
     @classmethod
     def from_server_args(cls, server_args: ServerArgs) -> SemiPDConfig:
@@ -73,7 +72,6 @@ class SemiPDConfig:
             overlap_allowed=server_args.enable_sm_overlap,
             partition_backend=server_args.sm_partition_backend,
             worker_hang_timeout_s=server_args.worker_hang_timeout,
-            worker_start_method=server_args.worker_start_method,
         )
 
     @property

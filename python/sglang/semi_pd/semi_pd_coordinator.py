@@ -77,7 +77,9 @@ class SemiPDCoordinator:
 
     def __init__(self, server_args: ServerArgs) -> None:
         # From this thread, which outlives the server's: see ``fork_server.start``.
-        if server_args.worker_start_method != "spawn":
+        if server_args.worker_start_method == "spawn":
+            fork_server.kill()  # started early, if a file of options asks to spawn
+        else:
             fork_server.start()
         self.server_args = resolve(server_args)
         self.config = SemiPDConfig.from_server_args(self.server_args)

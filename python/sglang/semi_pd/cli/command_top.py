@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -51,15 +52,17 @@ def run(options: argparse.Namespace) -> int:
     if not options.interval >= _SHORTEST_INTERVAL_S:
         raise ValueError(f"--interval must be at least {_SHORTEST_INTERVAL_S} s")
     client = StatusClient(options.url, os.environ.get(API_KEY, ""))
-    is_once = options.once or not (options.json or sys.stdout.isatty())
-    views = _looks(client.view, options.interval, is_once=is_once)
+    # Raised somewhere, an interrupt can be lost: in a callback, say.
+    has_enough = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: has_enough.set())
+    if options.once or not (options.json or sys.stdout.isatty()):
+        has_enough.set()
+    views = _looks(client.view, options.interval, has_enough)
     try:
         if options.json:
             _print_json(views)
         else:
-            _show(views, client.url, is_once=is_once)
-    except KeyboardInterrupt:
-        return 0
+            _show(views, client.url, is_once=has_enough.is_set())
     except BrokenPipeError:
         # Whoever read it has seen enough; Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,11 +70,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _looks(
-    look: Callable[[], InstanceView], interval_s: float, *, is_once: bool
+    look: Callable[[], InstanceView], interval_s: float, has_enough: threading.Event
 ) -> Iterator[InstanceView]:
     yield look()
-    while not is_once:
-        time.sleep(interval_s)
+    while not has_enough.wait(interval_s):
         yield look()
 
 

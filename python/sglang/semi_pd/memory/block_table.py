@@ -150,29 +150,6 @@ class BlockTable(TableHandle):
             self._require_borrowed("unshare", slot, pages)
             return core.drop_borrows(slot, pages, np.ones_like(pages))
 
-    def claim(self, ids: IdList) -> Ids:
-        """Own those of ``ids`` that nobody owns any more; one reference becomes that.
-
-        Returns the claimed pages, ascending: their owner has let go or died, and this
-        worker borrows them. References of others stay.
-
-        Raises:
-            ValueError: an id is out of range, twice, or not borrowed by this worker.
-        """
-        core, state = self._core, self._core.state
-        pages = checked_ids("claim", ids, core.pages.capacity)
-        with core:
-            slot = core.fenced_slot(self._lease)
-            self._require_borrowed("claim", slot, pages)
-            shared = state.layout.shared_slot
-            orphans = pages[state.page_owner[pages] == shared]
-            if len(orphans):
-                # Owner first: a page that lost its last reference would be freed.
-                core.pages.move(shared, orphans, slot)
-                crash_point("claim.owned")
-                core.drop_borrows(slot, orphans, np.ones_like(orphans))
-            return orphans
-
     # Request rows
 
     def take_rows(self, n: int) -> list[int] | None:

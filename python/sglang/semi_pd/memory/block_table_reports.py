@@ -111,8 +111,8 @@ class BlockUsage:
     ``pages_by_role`` adds up the slots of a role; pages in nobody's hands but borrowed
     are in ``pages_shared``. Of a role's pages, ``leased_by_role`` are held ready and
     ``cached_by_role`` are in the prefix cache and in no request's use, as the workers
-    last said; the others belong to requests. Lock times in nanoseconds; uncontended
-    locking counts zero.
+    last said; the others belong to requests. Lock times in nanoseconds; only
+    locking that had to sleep counts.
     """
 
     page_size: int

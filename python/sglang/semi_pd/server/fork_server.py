@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import (
     forkserver,
     popen_forkserver,
@@ -44,13 +44,13 @@ def is_usable() -> bool:
     reader, writer = multiprocessing.Pipe(duplex=False)
     with reader:
         process = ForkedProcess(target=_say_why_not, args=(writer,))
-        process.start()
-        writer.close()
         try:
+            process.start()
+            writer.close()
             why_not: str = reader.recv()
-        except EOFError:
-            why_not = "it has ended"
-        process.join()
+            process.join()
+        except (EOFError, OSError) as error:
+            why_not = f"it has ended ({error!r})"
     if why_not:
         logger.warning("Processes are not forked from one that has SGLang: %s", why_not)
         kill()
@@ -78,7 +78,8 @@ def kill() -> None:
     """End the fork server, if there is one: by itself it would first import all."""
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     if pid is not None:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 class _Fork(popen_forkserver.Popen):  # type: ignore[misc]

@@ -33,11 +33,7 @@ STOP_TIMEOUT_S = 10.0
 PREFILL_GRAPH_TOKENS = 1024
 """Longest prefill that is captured. Longer ones keep a GPU busier than launching them
 keeps a CPU, and capturing all of SGLang's sizes took 10 to 15 s of each rotation."""
-PREFILL_GRAPH_FIELDS = (
-    "cuda_graph_config",
-    "cuda_graph_max_bs_prefill",
-    "cuda_graph_bs_prefill",
-)
+PREFILL_GRAPH_FIELDS = ("cuda_graph_max_bs_prefill", "cuda_graph_bs_prefill")
 PAIR = tuple(role for role in InstanceRole if role.is_worker)
 
 
@@ -206,6 +202,8 @@ def _prefill_graphs(server_args: ServerArgs, *, changes_sms: bool) -> dict[str, 
     given = server_args._semi_pd_raw_fields
     if any(given[field] is not None for field in PREFILL_GRAPH_FIELDS):
         return {}
-    chunk = server_args.chunked_prefill_size
-    tokens = min(PREFILL_GRAPH_TOKENS, chunk) if chunk > 0 else PREFILL_GRAPH_TOKENS
+    # As upstream bounds its own choice: by a chunk, and by the pool.
+    bounds = server_args.chunked_prefill_size, server_args.max_total_tokens
+    given_bounds = [bound for bound in bounds if bound is not None and bound > 0]
+    tokens = min([PREFILL_GRAPH_TOKENS, *given_bounds])
     return {"cuda_graph_max_bs_prefill": tokens}

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from sglang.semi_pd.utils import InstanceRole, row_label
 from sglang.semi_pd.workers.leased_allocator import OnHost, pages_of
 from sglang.semi_pd.workers.messages import GiveBack, Loan, Sequence
@@ -57,7 +56,6 @@ class _Leaving(NamedTuple):
     message: GiveBack
     row: int | None
     slots: OnHost
-    shared_tokens: int
     was_settled: bool
 
 
@@ -123,25 +121,25 @@ class BorrowingCache(ChunkCache):
             output_ids=req.output_ids.tolist(),
             committed_tokens=req.kv_committed_len,
             allocated_tokens=req.kv.kv_allocated_len,
+            shared_tokens=borrowed.shared_tokens,
             reasoning_tokens=req.reasoning_tokens,
             sequence=None,
         )
         on_host = self.token_to_kv_pool_allocator.copy_to_host(slots)
-        shared, settled = borrowed.shared_tokens, borrowed.is_settled
-        self._leaving.append(_Leaving(req, message, row, on_host, shared, settled))
+        is_settled = borrowed.is_settled
+        self._leaving.append(_Leaving(req, message, row, on_host, is_settled))
 
     def _give_back(self, leaving: _Leaving) -> None:
         """As at the handover, the row is last: when it has come, all has."""
-        req, message, row, (slots, _), shared_tokens, was_settled = leaving
+        req, message, row, (slots, _), was_settled = leaving
+        shared_tokens = message.shared_tokens
         table, to_slot = self._table, self._receiver()
-        borrowed = pages_of(slots[:shared_tokens], self.page_size)
-        orphans = table.claim(borrowed)
-        own = np.concatenate((orphans, pages_of(slots[shared_tokens:], self.page_size)))
+        own = pages_of(slots[shared_tokens:], self.page_size)
         if row is None:
             table.give_pages(own)
         else:
             table.move_pages(own, to_slot)
-        table.unshare(np.setdiff1d(borrowed, orphans))
+        table.unshare(pages_of(slots[:shared_tokens], self.page_size))
         if row is not None:
             label = row_label(message.request_id, message.loan.number)
             table.move_row(row, to_slot, label)

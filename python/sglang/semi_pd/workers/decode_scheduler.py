@@ -238,4 +238,5 @@ class DecodeScheduler(EarlyAdoption):
 def _passed_on(req: Req) -> Handover:
     """A running request on its way to the next decode worker; its loan stays."""
     borrowed: Borrowed = req.semi_pd_borrowed
-    return handover_of(req, borrowed.loan, is_settled=borrowed.is_settled)
+    handover = handover_of(req, borrowed.loan, is_settled=borrowed.is_settled)
+    return dataclasses.replace(handover, is_passed_on=True)

@@ -84,7 +84,8 @@ class HandoverSender:
 
         Args:
             shared_tokens: at the start of its row, in pages that stay this worker's.
-            is_rewritten: whether this thread's stream still writes to its row.
+            is_rewritten: whether this thread's stream still writes to its row. That is
+                waited for, and with it the forward which that stream waits for.
         """
         loan = Loan(self._sent, self._generation, shared_tokens)
         self._sent += 1

@@ -40,7 +40,7 @@ class HandoverTimes:
         Args:
             adopted_at: ``time.monotonic()`` when it had been built.
         """
-        if len(handover.output_ids) > 1:
+        if handover.is_passed_on:
             return
         # perf_counter and monotonic are one clock on Linux, for all processes.
         stamps = (

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 from sglang.semi_pd.utils import row_label
 from sglang.semi_pd.workers import prefix_tree
 from sglang.semi_pd.workers.handover import find_row
-from sglang.semi_pd.workers.leased_allocator import pages_of
 from sglang.semi_pd.workers.messages import GiveBack, Loan
 from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    import torch
     from sglang.semi_pd.memory.block_table import BlockTable
     from sglang.semi_pd.resident.shared_pools import SharedReqToTokenPool
     from sglang.semi_pd.workers.leased_allocator import LeasedAllocator
@@ -57,6 +55,8 @@ class Lender:
         self._tree, self._rows, self._table = tree, rows, table
         self._generation = generation
         self._lent: dict[int, Req] = {}
+        self._has_heritage = False
+        self._early: list[GiveBack] = []
 
     @property
     def loans(self) -> int:
@@ -76,11 +76,27 @@ class Lender:
 
     def take_back(self, message: GiveBack) -> None:
         """Put a sequence into the tree and let go of what was locked for it."""
-        req = self._borrower(message)
+        is_foreign = message.loan.lender != self._generation
+        if is_foreign and not self._has_heritage:
+            self._early.append(message)
+            return
+        req = self._lent.pop(message.loan.number, None) if not is_foreign else None
         if not message.has_row:
             if req is not None and req.last_node is not None:
                 self._tree.dec_lock_ref(req.last_node)
             return
+        self._release(message, req)
+
+    def has_heritage(self) -> None:
+        """The predecessor's tree is in this one: take back what it had lent.
+
+        Until then it cannot be told which pages are cached, and which are left.
+        """
+        self._has_heritage = True
+        while self._early:
+            self.take_back(self._early.pop(0))
+
+    def _release(self, message: GiveBack, req: Req | None) -> None:
         row = find_row(
             self._table,
             row_label(message.request_id, message.loan.number),
@@ -97,29 +113,11 @@ class Lender:
         req.kv_committed_len = message.committed_tokens
         req.reasoning_tokens = message.reasoning_tokens
         if not is_known:
-            slots = self._rows.req_to_token[row]
-            lent_tokens = message.loan.shared_tokens
-            if self._owns(slots[:lent_tokens]):
-                req.cache_protected_len = prefix_tree.tokens_already_there(
-                    self._tree, req, slots
-                )
-            else:
-                # They come with the predecessor's tree, which is on its way.
-                req.cache_protected_len = lent_tokens
-                req.skip_radix_cache_insert = True
+            # What was borrowed is the tree's, in these slots or others, or is gone.
+            req.cache_protected_len = shared = message.shared_tokens
+            cached = prefix_tree.cached_tokens(self._tree, req) if shared else 0
+            req.skip_radix_cache_insert = cached < shared
         release_kv_cache(req, self._tree)
-
-    def _owns(self, slots: torch.Tensor) -> bool:
-        """Whether the pages of these token slots are this worker's."""
-        assert self._table.lease is not None, "a worker has a lease"
-        pages = pages_of(slots.cpu(), self._table.layout.page_size)
-        return bool((self._table.page_owners()[pages] == self._table.lease.slot).all())
-
-    def _borrower(self, message: GiveBack) -> Req | None:
-        """The request as it was lent; None if this worker did not lend it."""
-        if message.loan.lender != self._generation:
-            return None
-        return self._lent.pop(message.loan.number, None)
 
 
 def _newly_made(message: GiveBack) -> Req:

@@ -79,6 +79,7 @@ class Handover:
         is_settled: the lender has been given back what it lent.
         cached_tokens: prompt tokens that came from the prefix cache.
         logprob: log-probabilities of the prompt and of ``output_ids``, if asked for.
+        is_passed_on: it was running already, in a decode worker that leaves.
     """
 
     request: TokenizedGenerateReqInput
@@ -94,6 +95,7 @@ class Handover:
     """``time.monotonic()`` of the sender, to measure how long a handover takes."""
     received_at: float = 0.0
     """The same of the receiver, which sets it."""
+    is_passed_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,7 @@ class GiveBack:
             lender keeps locked for it is to be let go.
         output_ids: tokens generated.
         committed_tokens, allocated_tokens: of the row; KV written, slots filled.
+        shared_tokens: at the start of the row, in pages that were borrowed for it.
         reasoning_tokens: of ``output_ids``, as SGLang counts them.
         sequence: there if the receiver is not the lender, or was told already.
     """
@@ -202,6 +205,7 @@ class GiveBack:
     output_ids: list[int]
     committed_tokens: int
     allocated_tokens: int
+    shared_tokens: int
     reasoning_tokens: int
     sequence: Sequence | None
 

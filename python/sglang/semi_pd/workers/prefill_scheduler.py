@@ -110,6 +110,7 @@ class PrefillScheduler(EarlyConclusion):
     def inherit(self, message: Heritage) -> None:
         """Have the predecessor's prefix cache, as far as it says anything new."""
         inherit(message, self.tree_cache, self.memory.table)
+        self._lender.has_heritage()
 
     def _has_last_give_back(self, _: LastGiveBack) -> None:
         self._decode_turned_away = True

@@ -67,7 +67,7 @@ def import_paths(tree: RadixCache, paths: Iterable[CachedPath]) -> int:
 
     The pages must be the worker's whose tree it is. Paths that begin alike, as exported
     ones do, share their pages; of two sequences that only say the same, the first stays
-    and the pages of the second are the caller's to free (``insert_kept``).
+    and the pages of the second are the caller's to free.
     """
     paths = list(paths)
     if not paths:
@@ -85,28 +85,6 @@ def import_paths(tree: RadixCache, paths: Iterable[CachedPath]) -> int:
     return added
 
 
-def insert_kept(tree: RadixCache, path: CachedPath) -> Slots:
-    """Put a kept sequence into ``tree``; returns the slots that it has no use for.
-
-    These are the tail that does not fill a page, and what the tree has in other slots
-    already. The caller owns the pages of all slots, and frees those returned.
-    """
-    page_size = tree.page_size
-    full = len(path.token_ids) // page_size * page_size
-    key = RadixKey(array("q", path.token_ids), path.extra_key)
-    result = tree.insert(
-        InsertParams(
-            key=key,
-            value=torch.from_numpy(path.slots).to(tree.device),
-            priority=path.priority,
-        )
-    )
-    there = tree.match_prefix(MatchPrefixParams(key=key)).device_indices
-    known = there[: result.prefix_len].cpu().numpy()
-    mine = path.slots[: result.prefix_len]
-    return np.concatenate((mine[mine != known], path.slots[full:]))
-
-
 def cached_pages(tree: BasePrefixCache) -> Slots:
     """The pages of everything in the tree, ascending; waits for the device."""
     if not tree.is_tree_cache() or not tree.root_node.children:
@@ -117,17 +95,11 @@ def cached_pages(tree: BasePrefixCache) -> Slots:
     return np.flatnonzero(is_in)
 
 
-def tokens_already_there(tree: BasePrefixCache, req: Req, row: torch.Tensor) -> int:
-    """Tokens at the start of a request's row whose slots the tree has as its own.
-
-    ``row`` (int32 or int64, 1-D): the slots of the request, on the tree's device.
-    """
+def cached_tokens(tree: BasePrefixCache, req: Req) -> int:
+    """Tokens at the start of a request that the tree has, in whatever slots."""
     tokens = (req.origin_input_ids + req.output_ids)[: req.kv_committed_len]
-    found = tree.match_prefix(
-        MatchPrefixParams(key=RadixKey(tokens, req.extra_key))
-    ).device_indices
-    same = (found == row[: len(found)]).cpu().numpy()
-    return len(same) if same.all() else int(same.argmin())
+    found = tree.match_prefix(MatchPrefixParams(key=RadixKey(tokens, req.extra_key)))
+    return len(found.device_indices)
 
 
 def _children(node: TreeNode) -> Iterable[TreeNode]:

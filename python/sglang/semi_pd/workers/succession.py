@@ -44,7 +44,7 @@ def bequeath(
     """
     paths = export_paths(tree) if tree.is_tree_cache() else []
     table.inherit(_slot(table), table.slot_of(InstanceRole.PREFILL, successor))
-    if paths and spec.tp_rank == 0:
+    if spec.tp_rank == 0:
         socket = socket_of(give_back_address(spec.run_directory, successor))
         sock_send(socket, Heritage(paths))
         flush(socket)
