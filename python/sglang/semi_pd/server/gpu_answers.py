@@ -63,7 +63,9 @@ class GPU:
 
     @property
     def capability(self) -> tuple[int, int]:
-        return self.attributes[75], self.attributes[76]
+        return self.attributes[PROPERTIES["major"]], self.attributes[
+            PROPERTIES["minor"]
+        ]
 
     @property
     def properties(self) -> SimpleNamespace:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
+from sglang.semi_pd.workers.leased_allocator import pages_of
 from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey, TreeNode
 
@@ -89,10 +90,7 @@ def cached_pages(tree: BasePrefixCache) -> Slots:
     """The pages of everything in the tree, ascending; waits for the device."""
     if not tree.is_tree_cache() or not tree.root_node.children:
         return np.empty(0, np.int64)
-    pages = tree.all_values_flatten().cpu().numpy() // tree.page_size
-    is_in = np.zeros(int(pages.max()) + 1, bool)  # faster than to sort a whole cache
-    is_in[pages] = True
-    return np.flatnonzero(is_in)
+    return pages_of(tree.all_values_flatten().cpu(), tree.page_size)
 
 
 def cached_tokens(tree: BasePrefixCache, req: Req) -> int:

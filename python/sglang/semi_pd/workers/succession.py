@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from sglang.semi_pd.utils import InstanceRole, label_rid_hash, rid_hash
 from sglang.semi_pd.workers.handover import flush, socket_of
+from sglang.semi_pd.workers.leased_allocator import pages_of
 from sglang.semi_pd.workers.messages import Heritage, Recover, Resume
 from sglang.semi_pd.workers.prefix_tree import (
     CachedPath,
@@ -118,14 +120,10 @@ def _paths_of(
 
 
 def _pages(paths: Iterable[CachedPath], table: BlockTable) -> Ids:
-    """The pages that paths lie in, ascending.
-
-    By marking them, as a whole cache has too many to be sorted while requests wait.
-    """
-    is_in = np.zeros(table.layout.num_pages + 1, bool)
-    for path in paths:
-        is_in[path.slots // table.layout.page_size] = True
-    return np.flatnonzero(is_in)
+    """The pages that paths lie in, ascending."""
+    slots = [path.slots for path in paths]
+    together = np.concatenate(slots) if slots else np.empty(0, np.int64)
+    return pages_of(torch.from_numpy(together), table.layout.page_size)
 
 
 def _slot(table: BlockTable) -> int:
