@@ -44,11 +44,10 @@ from sglang.semi_pd.server.split_parts import (
     split_mechanism,
 )
 from sglang.semi_pd.server.supervisor import Supervisor
-from sglang.semi_pd.server.switchboard import Switchboard
+from sglang.semi_pd.server.switchboard import Switchboard, SwitchNews
 from sglang.semi_pd.server.worker_group import WorkerGroup
 from sglang.semi_pd.sm_allocation import SMAllocation
 from sglang.semi_pd.utils import InstanceRole
-from sglang.semi_pd.workers.messages import HasLeft
 from sglang.semi_pd.workers.worker_spec import load_snapshot_path
 from typing_extensions import Self
 
@@ -208,7 +207,7 @@ class SemiPDCoordinator:
     def connect(self, manager: TokenizerManager, port_args: PortArgs) -> None:
         """Lead the messages of SGLang's TokenizerManager to the workers."""
         self.switchboard = Switchboard(
-            manager, port_args, self.run_directory, self._has_left
+            manager, port_args, self.run_directory, self._hear
         )
 
     @property
@@ -253,9 +252,9 @@ class SemiPDCoordinator:
         assert self.supervisor is not None, "the server does not serve yet"
         return self.supervisor.rotate(allocation)
 
-    def _has_left(self, message: HasLeft) -> None:
+    def _hear(self, message: SwitchNews) -> None:
         if self.supervisor is not None:
-            self.supervisor.has_left(message)
+            self.supervisor.hear(message)
 
     def _send(self, role: InstanceRole, message: Any) -> None:
         self.switchboard.send(role, message)

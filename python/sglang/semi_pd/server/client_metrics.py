@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.metrics_collector import SemiPDMetricsCollector
-from sglang.semi_pd.server import slo_class
+from sglang.semi_pd.server import rehearsal, slo_class
 
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
-_HEALTH_CHECK = "HEALTH_CHECK"
+_NOBODYS = ("HEALTH_CHECK", rehearsal.PREFIX)
+"""How ids of requests begin that no client sent."""
 
 
 class ClientMetrics:
@@ -65,7 +66,7 @@ class ClientMetrics:
 
     def _arrived(self, manager: TokenizerManager, request: Any) -> None:
         input_ids = getattr(request, "input_ids", None)
-        if input_ids is None or request.rid.startswith(_HEALTH_CHECK):
+        if input_ids is None or request.rid.startswith(_NOBODYS):
             return
         state = manager.rid_to_state.get(request.rid)
         created = state.time_stats.created_time if state is not None else None

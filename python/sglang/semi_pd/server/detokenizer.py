@@ -12,7 +12,12 @@ from typing import Any
 
 import zmq
 from sglang.semi_pd.server.sender_watch import SenderWatch
-from sglang.semi_pd.workers.messages import DrainOutputs, HasLeft, OutputsDrained
+from sglang.semi_pd.workers.messages import (
+    DrainOutputs,
+    HasLeft,
+    IsIntroduced,
+    OutputsDrained,
+)
 from sglang.srt.managers.detokenizer_manager import (
     DetokenizerManager,
     run_detokenizer_process,
@@ -35,7 +40,11 @@ class SemiPDDetokenizer(DetokenizerManager):
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
         self._request_dispatcher += TypeBasedDispatcher(
-            [(DrainOutputs, self.drain), (HasLeft, lambda message: message)]
+            [
+                (DrainOutputs, self.drain),
+                (HasLeft, lambda message: message),
+                (IsIntroduced, lambda message: message),
+            ]
         )
 
     def drain(self, message: DrainOutputs) -> OutputsDrained:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
+from sglang.semi_pd.server import rehearsal
 from sglang.semi_pd.server.request_ledger import RequestLedger
 from sglang.semi_pd.utils import InstanceRole
-from sglang.semi_pd.workers.messages import Leave, Recover
+from sglang.semi_pd.workers.messages import Introduce, Leave, Recover
 from sglang.semi_pd.workers.worker_spec import input_address
 from sglang.srt.managers.io_struct import (
     AbortReq,
@@ -106,6 +107,10 @@ class RequestRouter:
             self._socket(InstanceRole.DECODE, generation),
         )
 
+    def introduce(self, generation: int) -> None:
+        """What runs is introduced to a pair that is ready, before it takes over."""
+        sock_send(self._pair.decode, Introduce(generation))
+
     def discard(self, generation: int) -> None:
         """This pair will not serve."""
         self._prepared.pop(generation).close()
@@ -163,6 +168,10 @@ class RequestRouter:
         return get_zmq_socket(self._context, zmq.PUSH, address, True)
 
     def _targets(self, message: Any) -> list[Any]:
+        if rehearsal.is_ours(message) and self._prepared:
+            newest = self._prepared[max(self._prepared)]
+            is_abort = isinstance(message, AbortReq)
+            return [newest.prefill, newest.decode] if is_abort else [newest.prefill]
         is_request = self.ledger.note(message)
         if self._held is not None:
             if not is_request:

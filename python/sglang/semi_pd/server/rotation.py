@@ -18,21 +18,28 @@ from sglang.semi_pd.errors import RotationError, SemiPDError
 from sglang.semi_pd.launch.start_progress import Phase
 from sglang.semi_pd.server.worker import Worker
 from sglang.semi_pd.utils import InstanceRole
-from sglang.semi_pd.workers.messages import HasLeft, Recover
+from sglang.semi_pd.workers.messages import (
+    HasLeft,
+    IsIntroduced,
+    Recover,
+    Rehearsed,
+)
 
 if TYPE_CHECKING:
-    from sglang.semi_pd.server.switchboard import Switchboard
+    from sglang.semi_pd.server.switchboard import Switchboard, SwitchNews
     from sglang.semi_pd.server.worker_group import WorkerGroup
     from sglang.semi_pd.sm_allocation import SMAllocation
 
 logger = logging.getLogger(__name__)
 
 STANDBY_TIMEOUT_S = 180.0
+REHEARSAL_TIMEOUT_S = 5.0
+"""Then the switch comes all the same: what was not rehearsed takes longer."""
 LEAVE_TIMEOUT_S = 60.0
 
 
 class Rotation:
-    """Stages: standbys become ready, the switch, the old pair leaves.
+    """Stages: standbys become ready, they rehearse, the switch: the old pair leaves.
 
     Attributes:
         phases_s: seconds each stage took, by name.
@@ -51,6 +58,8 @@ class Rotation:
         self._not_ready: list[Worker] = []
         self._unfinished: list[str] = []
         self._to_leave = 0
+        self._to_rehearse: set[type] = set()
+        self._is_rehearsing = False
         self._stage_began = time.monotonic()
         self.is_switching = False
         self.is_over = False
@@ -68,17 +77,25 @@ class Rotation:
         """What to wait for besides the end of a process."""
         return [worker.ready for worker in self._not_ready]
 
-    def note_left(self, message: HasLeft) -> None:
-        """A worker of the old pair has left in good order."""
-        if message.generation == self._group.pair.generation:
-            self._to_leave -= 1
-            self._unfinished += message.unfinished
+    def note(self, message: SwitchNews) -> None:
+        """Something that a stage waits for has happened."""
+        if isinstance(message, HasLeft):
+            if message.generation == self._group.pair.generation:
+                self._to_leave -= 1
+                self._unfinished += message.unfinished
+        elif (
+            self._group.standby is not None
+            and message.generation == self._group.standby.generation
+        ):
+            self._to_rehearse.discard(type(message))
 
     def advance(self) -> None:
         """Look how far the stage is; go on to the next one, or fail."""
         try:
             if self.is_switching:
                 self._await_old_pair()
+            elif self._is_rehearsing:
+                self._await_rehearsal()
             else:
                 self._await_standbys()
         except SemiPDError as error:
@@ -101,6 +118,25 @@ class Rotation:
         assert standby is not None, "begin comes first"
         self._group.partition.verify([worker.pid for worker in standby.workers])
         self._end_stage("standby")
+        self._is_rehearsing, self._to_rehearse = True, {IsIntroduced, Rehearsed}
+        self._switchboard.rehearse(standby.generation)
+
+    def _await_rehearsal(self) -> None:
+        standby = self._group.standby
+        assert standby is not None, "begin comes first"
+        for worker in standby.workers:
+            if worker.has_ended:
+                raise RotationError(
+                    f"{self._allocation} is not in force",
+                    why=f"{worker.spec.title} ended in its rehearsal",
+                    mend="see its last lines in the log",
+                )
+        if self._to_rehearse:
+            if time.monotonic() - self._stage_began < REHEARSAL_TIMEOUT_S:
+                return
+            late = ", ".join(one.__name__ for one in self._to_rehearse)
+            logger.warning("The new workers were not rehearsed in time: %s", late)
+        self._end_stage("rehearsal")
         self._to_leave = 2
         self.is_switching = True
         self._switchboard.switch_to(standby.generation)

@@ -23,10 +23,9 @@ from sglang.semi_pd.errors import SemiPDError, WorkerStartError
 from sglang.semi_pd.server.rotation import Rotation
 from sglang.semi_pd.server.worker import Worker, wait_ready
 from sglang.semi_pd.workers.heartbeat import Heartbeat
-from sglang.semi_pd.workers.messages import HasLeft
 
 if TYPE_CHECKING:
-    from sglang.semi_pd.server.switchboard import Switchboard
+    from sglang.semi_pd.server.switchboard import Switchboard, SwitchNews
     from sglang.semi_pd.server.worker_group import WorkerGroup
     from sglang.semi_pd.sm_allocation import SMAllocation
 
@@ -62,7 +61,7 @@ class Supervisor:
         self._hang_timeout_s = hang_timeout_s
         self._give_up = give_up
         self._asked: queue.Queue[tuple[SMAllocation, Future[Rotation]]] = queue.Queue()
-        self._left: queue.Queue[HasLeft] = queue.Queue()
+        self._news: queue.Queue[SwitchNews] = queue.Queue()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._is_ending = False
@@ -97,9 +96,9 @@ class Supervisor:
         self._wake()
         return done
 
-    def has_left(self, message: HasLeft) -> None:
-        """A worker left in good order; called on the event loop."""
-        self._left.put(message)
+    def hear(self, message: SwitchNews) -> None:
+        """What a switch waits for has happened; called on the event loop."""
+        self._news.put(message)
         self._wake()
 
     # The thread
@@ -163,8 +162,8 @@ class Supervisor:
 
     def _advance(self, rotation: Rotation) -> bool:
         """Whether there is more to do at once."""
-        while not self._left.empty():
-            rotation.note_left(self._left.get())
+        while not self._news.empty():
+            rotation.note(self._news.get())
         rotation.advance()
         if rotation.must_recover:
             self._recover(rotation.must_recover)

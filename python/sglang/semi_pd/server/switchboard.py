@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
 import zmq.asyncio
+from sglang.semi_pd.server.rehearsal import Rehearsal
 from sglang.semi_pd.server.request_router import RequestRouter
 from sglang.semi_pd.server.sender_watch import SenderWatch
 from sglang.semi_pd.utils import InstanceRole
-from sglang.semi_pd.workers.messages import DrainOutputs, HasLeft, OutputsDrained
+from sglang.semi_pd.workers.messages import (
+    DrainOutputs,
+    HasLeft,
+    IsIntroduced,
+    MakeRoom,
+    OutputsDrained,
+    Rehearsed,
+)
 from sglang.srt.managers.io_struct import sock_send
 from sglang.srt.utils.network import get_zmq_socket
 from sglang.utils import TypeBasedDispatcher
@@ -28,7 +37,11 @@ if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
     from sglang.srt.server_args import PortArgs
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+SwitchNews = HasLeft | IsIntroduced | Rehearsed
+"""What a switch waits for, one after the other."""
 
 LOOP_TIMEOUT_S = 60.0
 DRAIN_TIMEOUT_S = 30.0
@@ -40,7 +53,7 @@ class Switchboard:
     """Leads messages to the pair that serves.
 
     Args:
-        has_left: called on the event loop when a worker has left in good order.
+        heard: called on the event loop with what a switch waits for.
     """
 
     def __init__(
@@ -48,7 +61,7 @@ class Switchboard:
         manager: TokenizerManager,
         port_args: PortArgs,
         run_directory: Path,
-        has_left: Callable[[HasLeft], None],
+        heard: Callable[[SwitchNews], None],
     ) -> None:
         self._manager = manager
         self.router = RequestRouter(manager, run_directory)
@@ -60,12 +73,17 @@ class Switchboard:
         )
         self._senders = SenderWatch(manager.recv_from_detokenizer)
         self._drained: asyncio.Future[None] | None = None
-        self._has_left = has_left
+        self._heard = heard
+        self._rehearsing: asyncio.Task[None] | None = None
 
     def listen(self) -> None:
         """Take what workers tell us, once SGLang has its dispatcher."""
         self._manager._result_dispatcher += TypeBasedDispatcher(
-            [(HasLeft, self._has_left), (OutputsDrained, self._note_drained)]
+            [
+                (HasLeft, self._heard),
+                (IsIntroduced, self._heard),
+                (OutputsDrained, self._note_drained),
+            ]
         )
 
     def send(self, role: InstanceRole, message: Any) -> None:
@@ -76,8 +94,14 @@ class Switchboard:
         """See ``RequestRouter``."""
         self._call(self.router.prepare, generation)
 
+    def rehearse(self, generation: int) -> None:
+        """Have a pair that is ready answer requests of our own, and get to know those
+        of clients; ``heard`` tells when each is done."""
+        self._call(self._rehearse, generation)
+
     def discard(self, generation: int) -> None:
         """See ``RequestRouter``."""
+        self._call(self._end_rehearsal)
         self._call(self.router.discard, generation)
 
     def switch_to(self, generation: int) -> None:
@@ -86,10 +110,12 @@ class Switchboard:
 
     def finish_switch(self, unfinished: list[str]) -> None:
         """See ``RequestRouter``."""
+        self._call(self._end_rehearsal)
         self._call(self.router.finish_switch, unfinished)
 
     def hold(self) -> None:
         """See ``RequestRouter``."""
+        self._call(self._end_rehearsal)
         self._call(self.router.hold)
 
     def release_to(self, generation: int, gone: frozenset[int]) -> None:
@@ -105,6 +131,29 @@ class Switchboard:
         asyncio.run_coroutine_threadsafe(self._drain(pids), self._loop()).result(
             DRAIN_TIMEOUT_S
         )
+
+    def _rehearse(self, generation: int) -> None:
+        rehearsal = Rehearsal(self._manager, generation)
+        pages = rehearsal.tokens // self._manager.server_args.page_size + 1
+        self.router.send_to(InstanceRole.PREFILL, MakeRoom(pages, 0))
+        self.router.introduce(generation)
+        self._rehearsing = asyncio.ensure_future(rehearsal.run())
+        self._rehearsing.add_done_callback(
+            lambda task: self._note_rehearsed(task, generation)
+        )
+
+    def _note_rehearsed(self, task: asyncio.Task[None], generation: int) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            logger.error("Generation %d: rehearsal failed: %r", generation, error)
+        self._heard(Rehearsed(generation))
+
+    def _end_rehearsal(self) -> None:
+        if self._rehearsing is not None:
+            self._rehearsing.cancel()
+            self._rehearsing = None
 
     async def _drain(self, pids: frozenset[int]) -> None:
         if self._manager.skip_tokenizer_init:

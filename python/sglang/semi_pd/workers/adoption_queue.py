@@ -26,8 +26,7 @@ class AdoptionQueue(DecodePreallocQueue):
         if is_retracted:
             req.retraction_mb_id = None
             self.retracted_queue.append(req)
-        else:
-            self.scheduler.adopt(req)
+        elif self.scheduler.adopt(req):
             self.adopted.append(req)
 
     @property

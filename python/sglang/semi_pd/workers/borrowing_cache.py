@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sglang.semi_pd.utils import InstanceRole, row_label
 from sglang.semi_pd.workers.leased_allocator import OnHost, pages_of
 from sglang.semi_pd.workers.messages import GiveBack, Loan, Sequence
+from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
 from sglang.srt.mem_cache.chunk_cache import ChunkCache
 
 if TYPE_CHECKING:
@@ -59,8 +60,32 @@ class _Leaving(NamedTuple):
     was_settled: bool
 
 
-class BorrowingCache(ChunkCache):
-    """Upstream's cache of the decode role, for requests that somebody has lent.
+class AdoptedCache(ChunkCache):
+    """Upstream's cache of the decode role, for requests whose KV is there already.
+
+    Upstream copies the tokens and slots of each request that joins, as if it had just
+    computed them; where all is taken for cached, as it is, nothing is copied.
+    """
+
+    def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
+        found = super().match_prefix(params)
+        req = params.req
+        if req is None or req.req_pool_idx is None:
+            return found
+        row = self.req_to_token_pool.req_to_token[req.req_pool_idx]
+        there = row[: req.kv_committed_len]
+        return found._replace(device_indices=there, cache_protected_len=0)
+
+    def cache_unfinished_req(
+        self,
+        req: Req,
+        chunked: bool = False,  # noqa: FBT001 - upstream's signature
+    ) -> None:
+        """Nothing to note: decode computes no prompt in chunks."""
+
+
+class BorrowingCache(AdoptedCache):
+    """The cache of requests that somebody has lent.
 
     Attributes:
         lender: generation of the prefill worker that takes requests back.

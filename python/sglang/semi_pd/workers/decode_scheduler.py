@@ -16,34 +16,27 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sglang.semi_pd.utils import InstanceRole, row_label
+from sglang.semi_pd.utils import row_label
 from sglang.semi_pd.workers.adoption_queue import AdoptionQueue
-from sglang.semi_pd.workers.borrowing_cache import Borrowed, BorrowingCache
+from sglang.semi_pd.workers.borrowing_cache import (
+    AdoptedCache,
+    Borrowed,
+    BorrowingCache,
+)
 from sglang.semi_pd.workers.decode_room import DecodeRoom
-from sglang.semi_pd.workers.early_adoption import EarlyAdoption
-from sglang.semi_pd.workers.handover import (
-    adopt,
-    find_row,
-    flush,
-    handover_of,
-    socket_of,
-)
-from sglang.semi_pd.workers.messages import (
-    Handover,
-    LastGiveBack,
-    LastHandover,
-    Leave,
-)
+from sglang.semi_pd.workers.decode_succession import DecodeSuccession
+from sglang.semi_pd.workers.handover import adopt, find_row, flush, socket_of
+from sglang.semi_pd.workers.messages import Handover, LastGiveBack, Leave
 from sglang.semi_pd.workers.news_streamer import NewsStreamer
 from sglang.semi_pd.workers.penalties import count_adopted, count_as_undivided
 from sglang.semi_pd.workers.worker_scheduler import BATCH
-from sglang.semi_pd.workers.worker_spec import give_back_address, handover_address
+from sglang.semi_pd.workers.worker_spec import give_back_address
 from sglang.srt.managers.io_struct import AbortReq, GetInternalStateReq, sock_send
 from sglang.srt.managers.schedule_batch import NextBatchPlan, Req
-from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
     import zmq
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.scheduler_components.output_streamer import (
         SchedulerOutputStreamer,
@@ -53,19 +46,17 @@ logger = logging.getLogger(__name__)
 
 
 def borrowing_cache(original: Callable[..., Any], context: Any) -> Any:
-    """The cache of a worker that has no tree, but gives to one that has."""
+    """The cache of a worker that has no tree, but gives to one that has, if any has."""
     spec = DecodeScheduler.spec
     if not spec.has_prefix_cache:
-        return original(context)
+        return AdoptedCache(context.params)
     return BorrowingCache(
         context.params, DecodeScheduler.memory.table, lender=spec.generation
     )
 
 
-class DecodeScheduler(EarlyAdoption):
+class DecodeScheduler(DecodeSuccession):
     """Generates tokens for requests that the prefill worker hands over."""
-
-    _to_lender: zmq.Socket | None
 
     queue_replacement = {
         "sglang.srt.disaggregation.decode.DecodePreallocQueue": AdoptionQueue
@@ -78,8 +69,6 @@ class DecodeScheduler(EarlyAdoption):
 
     def init_ipc_channels(self, port_args: Any) -> None:
         super().init_ipc_channels(port_args)
-        self._handovers: dict[str, Handover] = {}
-        self._prefill_has_left = False
         if self.recv_from_tokenizer is not None:
             # One socket for both senders: handovers are then broadcast to all ranks
             # in one order with everything else, and wake a sleeping scheduler.
@@ -87,10 +76,7 @@ class DecodeScheduler(EarlyAdoption):
 
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
-        dispatcher: TypeBasedDispatcher = self._request_dispatcher
-        dispatcher += TypeBasedDispatcher(
-            [(Handover, self.receive), (LastHandover, self._has_last_handover)]
-        )
+        dispatcher: Callable[[Any], Any] = self._request_dispatcher
 
         def dispatch(message: Any) -> Any:
             answer = dispatcher(message)
@@ -105,21 +91,32 @@ class DecodeScheduler(EarlyAdoption):
         self.output_streamer: SchedulerOutputStreamer = NewsStreamer.like(streamer)
 
     def receive(self, handover: Handover) -> None:
-        """Adopt a request: upstream builds it anew, then ``AdoptionQueue.add``."""
-        handover = dataclasses.replace(handover, received_at=time.monotonic())
+        """Adopt a request as soon as upstream has built it."""
         request = handover.request
+        assert request is not None, "it was not introduced"
+        handover = dataclasses.replace(handover, received_at=time.monotonic())
+        self._handovers[handover.request_id] = handover
+        self.build(request)
+
+    def build(self, request: TokenizedGenerateReqInput) -> None:
         request.bootstrap_host, request.bootstrap_room = "semi-pd", 1
-        self._handovers[request.rid] = handover
         self.handle_generate_request(request)
 
-    def adopt(self, req: Req) -> None:
-        """Let ``req`` have what its handover brought."""
-        handover = self._handovers.pop(req.rid)
+    def adopt(self, req: Req) -> bool:
+        """Let ``req`` have what its handover brought; False if it still runs in the
+        predecessor."""
+        handover = self._handovers.pop(req.rid, None)
+        if handover is None:
+            self._acquaintances.keep(req)
+            return False
         label = row_label(req.rid, handover.loan.number)
-        row = find_row(self.memory.table, label, self.give_back)
+        row = self._rows.pop(label, None)
+        if row is None:
+            row = find_row(self.memory.table, label, self.give_back)
         adopt(req, handover, row)
         req.semi_pd_borrowed = Borrowed(handover.loan, handover.is_settled)
         req.semi_pd_adoption = handover, time.monotonic()
+        return True
 
     def give_back(self) -> None:
         """Give ended requests back to prefill, as far as forwards allow."""
@@ -147,35 +144,6 @@ class DecodeScheduler(EarlyAdoption):
             self.tree_cache.turn_to(generation, send)
         return socket
 
-    def _has_last_handover(self, _: LastHandover) -> None:
-        self._prefill_has_left = True
-
-    def may_leave(self) -> bool:
-        return self._prefill_has_left
-
-    def give_all(self, successor: int) -> list[str]:
-        """Every request goes on in the next decode worker, but for those put aside."""
-        queue = self.disagg_decode_prealloc_queue
-        running = [req for req in self.running_batch.reqs if not req.finished()]
-        going = [*running, *self.waiting_queue, *queue.adopted]
-        handovers = [_passed_on(req) for req in going]
-        handovers += self._handovers.values()  # their grammars are being compiled
-        self.return_unused()
-        table = self.memory.table
-        heir = table.slot_of(InstanceRole.DECODE, successor)
-        table.inherit(self.memory.manifest.slot, heir)
-        if self.spec.tp_rank == 0:
-            socket = socket_of(handover_address(self.spec.run_directory, successor))
-            for handover in handovers:
-                sock_send(socket, handover)
-            for req in going:
-                if req.to_finish is not None:
-                    sock_send(socket, AbortReq(rid=req.rid))
-            flush(socket)
-        if self._to_lender is not None:
-            flush(self._to_lender)
-        return [req.rid for req in queue.retracted_queue]
-
     def on_end(self) -> None:
         """Leave in the log how long handovers took."""
         logger.info("Handovers took, P50 / P99 in ms: %s", self.handover_times)
@@ -201,6 +169,7 @@ class DecodeScheduler(EarlyAdoption):
 
     def process_decode_queue(self) -> None:
         self.give_back()
+        self.introduce_more()
         queue = self.disagg_decode_prealloc_queue
         running = self.running_batch.batch_size() + len(self.waiting_queue)
         to_resume = queue.pages_to_resume
@@ -233,10 +202,3 @@ class DecodeScheduler(EarlyAdoption):
     def return_unused(self) -> None:
         self.give_back()
         super().return_unused()
-
-
-def _passed_on(req: Req) -> Handover:
-    """A running request on its way to the next decode worker; its loan stays."""
-    borrowed: Borrowed = req.semi_pd_borrowed
-    handover = handover_of(req, borrowed.loan, is_settled=borrowed.is_settled)
-    return dataclasses.replace(handover, is_passed_on=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 from sglang.semi_pd.workers.handover_times import HandoverTimes
-from sglang.semi_pd.workers.messages import Handover
+from sglang.semi_pd.workers.messages import Handover, PassedOn
 from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
 from sglang.srt.managers.io_struct import sock_recv
 
@@ -43,6 +43,10 @@ class EarlyAdoption(WorkerScheduler):
         """Adopt a request; of the decode scheduler."""
         raise NotImplementedError
 
+    def take_over(self, message: PassedOn) -> None:
+        """Adopt what a predecessor ran; of the decode scheduler."""
+        raise NotImplementedError
+
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
         done = getattr(result, "copy_done", None)
         if done is not None and self.server_args.tp_size == 1:
@@ -62,7 +66,11 @@ class EarlyAdoption(WorkerScheduler):
                 message = sock_recv(self.recv_from_tokenizer, zmq.NOBLOCK)
             except zmq.Again:
                 return
-            if isinstance(message, Handover) and not self._postponed:
+            if self._postponed:
+                self._postponed.append(message)
+            elif isinstance(message, Handover):
                 self.receive(message)
+            elif isinstance(message, PassedOn):
+                self.take_over(message)
             else:
                 self._postponed.append(message)

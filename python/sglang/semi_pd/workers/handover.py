@@ -159,6 +159,7 @@ def flush(socket: zmq.Socket) -> None:
 def handover_of(req: Req, loan: Loan, *, is_settled: bool) -> Handover:
     """What the next worker must know of a request to go on with it."""
     return Handover(
+        request_id=req.rid,
         request=req.semi_pd_request,
         loan=loan,
         committed_tokens=req.kv_committed_len,
@@ -190,7 +191,8 @@ def adopt(req: Req, handover: Handover, row: int) -> None:
     req.full_untruncated_fill_ids = req.origin_input_ids + req.output_ids
     req.prefix_indices = torch.empty((0,), dtype=torch.int64)
     req.set_extend_range(0, committed)
-    req.cached_tokens = req.already_computed = handover.cached_tokens
+    req.cached_tokens = handover.cached_tokens
+    req.already_computed = committed  # so that upstream does not count it as cached
     req.cached_tokens_device = handover.cached_tokens
     if handover.logprob is not None:
         req.logprob = handover.logprob

@@ -71,7 +71,8 @@ class Handover:
     (``utils.row_label``), because every rank has rows of its own.
 
     Attributes:
-        request: what the client asked for, as it arrived.
+        request: what the client asked for, as it arrived; None if the receiver has it
+            from an ``Introduced``.
         loan: the lender's side of it; its number is in the label of the row.
         committed_tokens: tokens whose KV is written.
         output_ids: tokens generated so far; the last one has no KV yet.
@@ -82,7 +83,8 @@ class Handover:
         is_passed_on: it was running already, in a decode worker that leaves.
     """
 
-    request: TokenizedGenerateReqInput
+    request_id: str
+    request: TokenizedGenerateReqInput | None
     loan: Loan
     committed_tokens: int
     output_ids: list[int]
@@ -96,6 +98,55 @@ class Handover:
     received_at: float = 0.0
     """The same of the receiver, which sets it."""
     is_passed_on: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Introduce:
+    """To a decode worker: a successor is ready; introduce to it what runs.
+
+    Attributes:
+        successor: its generation.
+    """
+
+    successor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Introduced:
+    """From a decode worker to its successor: requests that run and are to be its own.
+
+    Attributes:
+        requests: what clients asked for, as it arrived.
+        are_all: no more will be introduced.
+    """
+
+    requests: list[TokenizedGenerateReqInput]
+    are_all: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IsIntroduced:
+    """From a decode worker that is a standby to the main process: it has built all
+    that was introduced to it."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """In the main process: a standby has answered requests of our own."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOn:
+    """From a leaving decode worker to its successor: all that it runs, in one message.
+
+    Sent after the rows and pages of all of them have become the successor's.
+    """
+
+    handovers: list[Handover]
 
 
 @dataclass(frozen=True, slots=True)
