@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a worker's GPU fail on demand, so that recovery from it can be measured.
+"""Makes a worker fail on demand, so that recovery from it can be tried and measured.
 
-In a server that has this folder on ``PYTHONPATH`` and ``FAULT_DIRECTORY`` in its
-environment, a process stores far outside of its GPU memory as soon as a file named
-after its PID is in that directory.
+For a server that has this folder on ``PYTHONPATH`` and ``FAULT_DIRECTORY`` in its
+environment. What happens is chosen by a file in that directory:
+
+    PID      this process stores far outside of its GPU memory, at once
+    crash    the next worker that starts is ended by SIGABRT; this file goes with it
+    gate     ... ends with one line and exit code 1, as when its numerics gate fails
+    hang     ... stands still for ever
 """
 
+import contextlib
 import os
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 FAR_BYTES = 1 << 45
@@ -19,8 +26,37 @@ def register() -> None:
     """Entry point ``sglang.srt.plugins``: watch the directory, if there is one."""
     directory = os.environ.get("FAULT_DIRECTORY")
     if directory:
+        for name, fail in AT_START.items():
+            if _take(Path(directory) / name):
+                fail()
         mine = Path(directory) / str(os.getpid())
         threading.Thread(target=_await, args=(mine,), daemon=True).start()
+
+
+def _take(file: Path) -> bool:
+    """Whether the file was there, and this process is the one that took it."""
+    with contextlib.suppress(FileNotFoundError):
+        file.unlink()
+        return True
+    return False
+
+
+def _fail_gate() -> None:
+    print("BF16 products are wrong, as far as this trial goes", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _hang() -> None:
+    while True:
+        time.sleep(3600)
+
+
+AT_START: dict[str, Callable[[], None]] = {
+    "crash": os.abort,
+    "gate": _fail_gate,
+    "hang": _hang,
+}
 
 
 def _await(mine: Path) -> None:

@@ -42,6 +42,7 @@ class SemiPDConfig:
     overlap_allowed: bool
     partition_backend: str
     worker_hang_timeout_s: float
+    standby_timeout_s: float
 
     @classmethod
     def from_server_args(cls, server_args: ServerArgs) -> SemiPDConfig:
@@ -72,6 +73,7 @@ class SemiPDConfig:
             overlap_allowed=server_args.enable_sm_overlap,
             partition_backend=server_args.sm_partition_backend,
             worker_hang_timeout_s=server_args.worker_hang_timeout,
+            standby_timeout_s=server_args.standby_timeout,
         )
 
     @property

@@ -43,7 +43,7 @@ from sglang.semi_pd.server.split_parts import (
     share_meter,
     split_mechanism,
 )
-from sglang.semi_pd.server.supervisor import Supervisor
+from sglang.semi_pd.server.supervisor import Patience, Supervisor
 from sglang.semi_pd.server.switchboard import Switchboard, SwitchNews
 from sglang.semi_pd.server.worker_group import WorkerGroup
 from sglang.semi_pd.sm_allocation import SMAllocation
@@ -243,7 +243,9 @@ class SemiPDCoordinator:
             self.group,
             self.switchboard,
             allocation=lambda: self.rotation.current_allocation,
-            hang_timeout_s=self.config.worker_hang_timeout_s,
+            patience=Patience(
+                self.config.worker_hang_timeout_s, self.config.standby_timeout_s
+            ),
             give_up=self._give_up,
         )
         self.supervisor.start()

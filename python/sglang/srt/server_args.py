@@ -195,6 +195,15 @@ class ServerArgs(ServerArgs):  # type: ignore[no-redef]
         NS("semi_pd"),
     ] = 60.0
 
+    standby_timeout: A[
+        float,
+        Arg(
+            help="A move of the split whose new workers are not ready after so long "
+            "has failed, and the old ones serve on, in seconds (default: 180.0)."
+        ),
+        NS("semi_pd"),
+    ] = 180.0
+
     worker_start_method: A[
         Literal["auto", "spawn"],
         Arg(

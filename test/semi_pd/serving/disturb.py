@@ -140,6 +140,26 @@ def rotating(*splits: tuple[int, int]) -> Disturb:
     return rotate
 
 
+def failing(fault: str, directory: Path) -> Disturb:
+    """Ask for a split; a standby fails, as ``fault_plugin`` has it; nothing changes."""
+
+    async def fail(http: aiohttp.ClientSession, url: str, outcome: Outcome) -> None:
+        before = await status(http, url)
+        (directory / fault).touch()
+        body = {"prefill_percentage": 50, "decode_percentage": 50}
+        async with http.post(f"{url}/semi_pd/reallocate", json=body) as reply:
+            assert reply.status == 409, await reply.text()
+        assert not (directory / fault).exists(), "no worker started"
+        after = await status(http, url)
+        assert after["components"] == before["components"]
+        split = "current_sm_allocation"
+        rotation = "process_rotation_status"
+        assert after[rotation][split] == before[rotation][split]
+        assert after[rotation]["last_failure"]
+
+    return fail
+
+
 def killing(*roles: str, by: signal.Signals = signal.SIGKILL) -> Disturb:
     """Send a signal to the workers of these roles, and wait until others serve."""
 

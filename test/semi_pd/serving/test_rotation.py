@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,21 +22,30 @@ import process_table
 import psutil
 import pytest
 import requests
-from harness import COMMON_FLAGS, Server
+from harness import COMMON_FLAGS, REPOSITORY, Server
 from workload import IS_SOAK
 
 pytestmark = pytest.mark.server
 
 ROTATIONS = 200 if IS_SOAK else 4
 KILLS = 100 if IS_SOAK else 3
+FAILURES = 10 if IS_SOAK else 1
+HANG_S = 60.0 if IS_SOAK else 10.0
 STREAMS = 16 if IS_SOAK else 8
 SETTLE_S = 20.0
 DETECTION_S = 0.05
+FAULT_PLUGIN = REPOSITORY / "benchmark" / "semi_pd" / "fault_plugin"
 REPLACED = ("semi_pd_prefill", "semi_pd_decode")
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model: Path) -> Iterator[Server]:
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ``fault_plugin`` looks for what is to fail."""
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, faults: Path) -> Iterator[Server]:
     flags = [flag for flag in COMMON_FLAGS if flag != "--disable-radix-cache"]
     started = Server(
         name="rotation",
@@ -44,9 +55,14 @@ def server(tiny_model: Path) -> Iterator[Server]:
             "--enable-semi-pd",
             "--sm-partition-backend=mps",
             "--max-total-tokens=40000",
-            "--worker-hang-timeout=10",
+            f"--worker-hang-timeout={HANG_S:g}",
+            "--standby-timeout=30",
         ],
-        environment={"OMP_NUM_THREADS": "1"},
+        environment={
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(FAULT_PLUGIN),
+            "FAULT_DIRECTORY": str(faults),
+        },
     )
     try:
         started.start().wait_ready()
@@ -72,6 +88,16 @@ def require_nothing_leaked(server: Server) -> None:
     assert usage["audits_failed"] == 0
 
 
+def open_files(process: psutil.Process) -> Counter[str]:
+    """How many descriptors of each kind a process has; files by name."""
+    found: Counter[str] = Counter()
+    directory = Path(f"/proc/{process.pid}/fd")
+    for entry in os.listdir(directory):
+        with suppress(FileNotFoundError):
+            found[os.readlink(directory / entry).split(":[")[0]] += 1
+    return found
+
+
 @dataclass(frozen=True)
 class Held:
     """What the processes that outlive a worker hold open; what lies in /dev/shm.
@@ -79,7 +105,7 @@ class Held:
     Of the latter, what no process beside the server has open: others come and go.
     """
 
-    descriptors: dict[str, int]
+    descriptors: dict[str, Counter[str]]
     shared_memory: frozenset[str]
 
     @classmethod
@@ -96,17 +122,18 @@ class Held:
             os.path.basename(name) for name in process_table.named_shared_memory(others)
         }
         return cls(
-            {title: process.num_fds() for title, process in staying.items()},
+            {title: open_files(process) for title, process in staying.items()},
             frozenset(os.listdir("/dev/shm")) - theirs,
         )
 
-    def exceeds(self, before: Held) -> bool:
-        grown = {
-            title: count
-            for title, count in self.descriptors.items()
-            if count > before.descriptors.get(title, 0)
-        }
-        return bool(grown or self.shared_memory - before.shared_memory)
+    def beyond(self, before: Held) -> list[str]:
+        """What is held that was not."""
+        found = sorted(self.shared_memory - before.shared_memory)
+        for title, files in self.descriptors.items():
+            more = files - before.descriptors.get(title, Counter())
+            if files.total() > before.descriptors.get(title, Counter()).total():
+                found.append(f"{title[-60:]}: {dict(more)}")
+        return found
 
 
 @pytest.fixture(autouse=True)
@@ -115,9 +142,9 @@ def holds_no_more(server: Server) -> Iterator[None]:
     before = Held.by(server)
     yield
     settled = process_table.wait_until(
-        lambda: not Held.by(server).exceeds(before), SETTLE_S
+        lambda: not Held.by(server).beyond(before), SETTLE_S
     )
-    assert settled is not None, f"{before} became {Held.by(server)}"
+    assert settled is not None, Held.by(server).beyond(before)
 
 
 def test_rotations_change_no_token(server: Server) -> None:
@@ -158,6 +185,26 @@ def test_a_worker_that_hangs_is_replaced(server: Server) -> None:
         streams=STREAMS,
     )
     assert not outcome.changed
+    require_nothing_leaked(server)
+
+
+@pytest.mark.parametrize("fault", ["crash", "gate", "hang"])
+def test_standbys_that_fail_change_nothing(
+    server: Server, faults: Path, fault: str
+) -> None:
+    before = status_of(server)
+    outcome = disturb.run(
+        server.url,
+        disturb.failing(fault, faults),
+        times=FAILURES,
+        streams=STREAMS,
+    )
+    print(outcome)
+    assert not outcome.changed
+    after = status_of(server)
+    rotation = "process_rotation_status"
+    failed = [now[rotation]["failed_moves"] for now in (before, after)]
+    assert failed[1] == failed[0] + FAILURES
     require_nothing_leaked(server)
 
 

@@ -34,6 +34,7 @@ NUMBERS: Mapping[str, tuple[type, float, str]] = {
     "slo_window_size": (float, 30.0, "seconds"),
     "slo_monitoring_interval": (float, 10.0, "seconds"),
     "worker_hang_timeout": (float, 60.0, "seconds"),
+    "standby_timeout": (float, 180.0, "seconds"),
     "unified_memory_blocks": (int, 1000, "blocks"),
     "unified_memory_block_size": (int, 4096, "bytes"),
     "unified_memory_page_size": (int, 16, "tokens"),

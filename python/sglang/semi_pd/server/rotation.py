@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.errors import RotationError, SemiPDError
 from sglang.semi_pd.launch.start_progress import Phase
+from sglang.semi_pd.server.pulse import Pulse
 from sglang.semi_pd.server.worker import Worker
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers.messages import (
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STANDBY_TIMEOUT_S = 180.0
 REHEARSAL_TIMEOUT_S = 5.0
-"""Then the switch comes all the same: what was not rehearsed takes longer."""
+"""Then the switch comes all the same, if the new workers are alive: it takes longer."""
+SILENCE_S = 3.0
+_REHEARSAL: frozenset[type] = frozenset((IsIntroduced, Rehearsed))
 LEAVE_TIMEOUT_S = 60.0
 
 
@@ -52,14 +54,17 @@ class Rotation:
         done: Future[Rotation],
         group: WorkerGroup,
         switchboard: Switchboard,
+        *,
+        standby_timeout_s: float,
     ) -> None:
         self._allocation, self._done = allocation, done
         self._group, self._switchboard = group, switchboard
+        self._standby_timeout_s = standby_timeout_s
         self._not_ready: list[Worker] = []
         self._unfinished: list[str] = []
         self._to_leave = 0
-        self._to_rehearse: set[type] = set()
-        self._is_rehearsing = False
+        self._to_rehearse: frozenset[type] = frozenset()
+        self._pulse: Pulse | None = None
         self._stage_began = time.monotonic()
         self.is_switching = False
         self.is_over = False
@@ -87,15 +92,15 @@ class Rotation:
             self._group.standby is not None
             and message.generation == self._group.standby.generation
         ):
-            self._to_rehearse.discard(type(message))
+            self._to_rehearse -= {type(message)}
 
     def advance(self) -> None:
         """Look how far the stage is; go on to the next one, or fail."""
         try:
             if self.is_switching:
                 self._await_old_pair()
-            elif self._is_rehearsing:
-                self._await_rehearsal()
+            elif self._pulse is not None:
+                self._await_rehearsal(self._pulse)
             else:
                 self._await_standbys()
         except SemiPDError as error:
@@ -112,30 +117,33 @@ class Rotation:
             if not isinstance(worker.hear(), Phase):
                 self._not_ready.remove(worker)
         if self._not_ready:
-            self._require_time(STANDBY_TIMEOUT_S, "the new workers did not get ready")
+            if time.monotonic() - self._stage_began > self._standby_timeout_s:
+                late = ", ".join(worker.spec.title for worker in self._not_ready)
+                limit = f"{self._standby_timeout_s:g} s"
+                raise self._not_in_force(f"{late} was not ready within {limit}")
             return
         standby = self._group.standby
         assert standby is not None, "begin comes first"
         self._group.partition.verify([worker.pid for worker in standby.workers])
         self._end_stage("standby")
-        self._is_rehearsing, self._to_rehearse = True, {IsIntroduced, Rehearsed}
+        self._pulse, self._to_rehearse = Pulse(standby.workers), _REHEARSAL
         self._switchboard.rehearse(standby.generation)
 
-    def _await_rehearsal(self) -> None:
+    def _await_rehearsal(self, pulse: Pulse) -> None:
         standby = self._group.standby
         assert standby is not None, "begin comes first"
         for worker in standby.workers:
             if worker.has_ended:
-                raise RotationError(
-                    f"{self._allocation} is not in force",
-                    why=f"{worker.spec.title} ended in its rehearsal",
-                    mend="see its last lines in the log",
-                )
+                raise self._not_in_force(f"{worker.spec.title} ended in its rehearsal")
+        silent = pulse.silent(SILENCE_S)
         if self._to_rehearse:
             if time.monotonic() - self._stage_began < REHEARSAL_TIMEOUT_S:
                 return
+            if silent is not None:
+                raise self._not_in_force(f"{silent.spec.title} stands still")
             late = ", ".join(one.__name__ for one in self._to_rehearse)
             logger.warning("The new workers were not rehearsed in time: %s", late)
+        pulse.close()
         self._end_stage("rehearsal")
         self._to_leave = 2
         self.is_switching = True
@@ -160,28 +168,30 @@ class Rotation:
         self.is_over = True
         self._done.set_result(self)
 
-    def _require_time(self, limit_s: float, what: str) -> None:
-        if time.monotonic() - self._stage_began > limit_s:
-            raise RotationError(
-                f"{self._allocation} is not in force",
-                why=f"{what} within {limit_s:.0f} s",
-                mend="see their last lines in the log",
-            )
+    def _not_in_force(self, why: str) -> RotationError:
+        return RotationError(
+            f"{self._allocation} is not in force",
+            why=why,
+            mend="see the last lines of the new workers in the log",
+        )
 
     def _fail(self, error: SemiPDError) -> None:
         """Before the switch: end the standbys, and nothing has happened."""
         standby, self._group.standby = self._group.standby, None
         assert standby is not None, "begin comes first"
+        if self._pulse is not None:
+            self._pulse.close()
         standby.kill()
         self._switchboard.discard(standby.generation)
         gone = Recover(frozenset([standby.generation]), [])
         self._switchboard.send(InstanceRole.PREFILL, gone)
         self.is_over = True
-        self._done.set_exception(
-            RotationError(
+        if not isinstance(error, RotationError):
+            error = RotationError(
                 f"{self._allocation} is not in force", why=error.what, mend=error.mend
             )
-        )
+        # Its traceback would keep this rotation, and what its workers have open.
+        self._done.set_exception(error.with_traceback(None))
 
     def _end_stage(self, name: str) -> None:
         now = time.monotonic()

@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from sglang.semi_pd.errors import SemiPDError, WorkerStartError
+from sglang.semi_pd.server.pulse import Pulse
 from sglang.semi_pd.server.rotation import Rotation
 from sglang.semi_pd.server.worker import Worker, wait_ready
-from sglang.semi_pd.workers.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from sglang.semi_pd.server.switchboard import Switchboard, SwitchNews
@@ -38,12 +39,24 @@ START_TIMEOUT_S = 300.0
 ATTEMPTS = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long workers may take, in seconds.
+
+    Attributes:
+        hang_s: a worker whose heart has not beaten for so long is replaced.
+        standby_s: a rotation whose workers are not ready then has failed.
+    """
+
+    hang_s: float
+    standby_s: float
+
+
 class Supervisor:
     """The only one that starts and ends workers once the server serves.
 
     Args:
         allocation: the split in force.
-        hang_timeout_s: a worker whose heart has not beaten for so long is replaced.
         give_up: called when the instance cannot go on, with the reason.
     """
 
@@ -53,12 +66,12 @@ class Supervisor:
         switchboard: Switchboard,
         *,
         allocation: Callable[[], SMAllocation],
-        hang_timeout_s: float,
+        patience: Patience,
         give_up: Callable[[SemiPDError], None],
     ) -> None:
         self._group, self._switchboard = group, switchboard
         self._allocation = allocation
-        self._hang_timeout_s = hang_timeout_s
+        self._patience = patience
         self._give_up = give_up
         self._asked: queue.Queue[tuple[SMAllocation, Future[Rotation]]] = queue.Queue()
         self._news: queue.Queue[SwitchNews] = queue.Queue()
@@ -69,7 +82,7 @@ class Supervisor:
             target=self._run, name="semi-pd-supervisor", daemon=True
         )
         self._rotation: Rotation | None = None
-        self._pulse = _Pulse(())
+        self._pulse = Pulse(())
         self.deaths = 0
         self.is_recovering = False
         self.last_death = ""
@@ -79,7 +92,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Begin to watch; every process of the pair is ready."""
-        self._pulse = _Pulse(self._group.pair.workers)
+        self._watch_pair()
         self._thread.start()
 
     def stop(self) -> None:
@@ -149,15 +162,22 @@ class Supervisor:
             if worker in alive or (leaving and _exit_code(worker) == 0):
                 continue
             return f"{_named(worker)} ended with exit code {_exit_code(worker)}"
-        silent = None if leaving else self._pulse.silent(self._hang_timeout_s)
+        hang_s = self._patience.hang_s
+        silent = None if leaving else self._pulse.silent(hang_s)
         if silent is None:
             return ""
-        return f"{_named(silent)} has stood still for {self._hang_timeout_s:.0f} s"
+        return f"{_named(silent)} has stood still for {hang_s:.0f} s"
 
     # A rotation
 
     def _begin(self, allocation: SMAllocation, done: Future[Rotation]) -> None:
-        self._rotation = Rotation(allocation, done, self._group, self._switchboard)
+        self._rotation = Rotation(
+            allocation,
+            done,
+            self._group,
+            self._switchboard,
+            standby_timeout_s=self._patience.standby_s,
+        )
         self._rotation.begin()
 
     def _advance(self, rotation: Rotation) -> bool:
@@ -171,7 +191,7 @@ class Supervisor:
         if not rotation.is_over:
             return False
         self._rotation = None
-        self._pulse = _Pulse(self._group.pair.workers)
+        self._watch_pair()
         return True
 
     # A death
@@ -211,39 +231,20 @@ class Supervisor:
                 switchboard.discard(group.pair.generation)
         gone = frozenset(pair.generation for pair in fallen)
         switchboard.release_to(group.pair.generation, gone)
-        self._pulse = _Pulse(group.pair.workers)
+        self._watch_pair()
         self.is_recovering = False
         self.last_recovery_s = time.monotonic() - began
         logger.info("Serving again after %.1f s", self.last_recovery_s)
+
+    def _watch_pair(self) -> None:
+        self._pulse.close()
+        self._pulse = Pulse(self._group.pair.workers)
 
     def _wake(self) -> None:
         try:
             os.write(self._wake_write, b"!")
         except BlockingIOError:
             """It will wake up anyhow."""
-
-
-class _Pulse:
-    """When each worker's heartbeat was last seen to move."""
-
-    def __init__(self, workers: tuple[Worker, ...]) -> None:
-        now = time.monotonic()
-        self._workers = [
-            (worker, Heartbeat(worker.spec.heartbeat_path)) for worker in workers
-        ]
-        self._seen = {worker: (-1, now) for worker, _ in self._workers}
-
-    def silent(self, timeout_s: float) -> Worker | None:
-        """A worker whose heart has not beaten for so long."""
-        now = time.monotonic()
-        for worker, heartbeat in self._workers:
-            count = heartbeat.read()
-            last, at = self._seen[worker]
-            if count != last:
-                self._seen[worker] = (count, now)
-            elif now - at > timeout_s:
-                return worker
-        return None
 
 
 def _named(worker: Worker) -> str:

@@ -71,6 +71,8 @@ class Worker:
     def close(self) -> None:
         """Let go of an ended process."""
         self.process.join(JOIN_TIMEOUT_S)
+        if self.process.exitcode is not None:
+            self.process.close()  # its pipes, which else stay until they are collected
         self.ready.close()
         pidfd, self.pidfd = self.pidfd, -1
         os.close(pidfd)
