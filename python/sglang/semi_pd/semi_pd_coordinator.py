@@ -266,7 +266,8 @@ class SemiPDCoordinator:
         logger.critical("Semi-PD ends. %s", error)
         assert self.group is not None
         for worker in self.group.workers:
-            worker.process.kill()
+            if not worker.is_closed:
+                worker.process.kill()
         if self.detokenizer is not None:
             self.detokenizer.kill()
         self.partition.stop()

@@ -30,22 +30,23 @@ class Worker:
     spec: WorkerSpec
     process: BaseProcess
     ready: Connection
+    pid: int = field(init=False)
     pidfd: int = field(init=False)
 
     def __post_init__(self) -> None:
+        assert self.process.pid is not None, "the process was started"
+        self.pid = self.process.pid
         self.pidfd = os.pidfd_open(self.pid)
 
     @property
-    def pid(self) -> int:
-        """Its process id."""
-        pid = self.process.pid
-        assert pid is not None, "the process was started"
-        return pid
+    def is_closed(self) -> bool:
+        """Whether it was let go of."""
+        return self.pidfd < 0
 
     @property
     def has_ended(self) -> bool:
         """Whether the process is gone, or a zombie."""
-        return self.pidfd < 0 or bool(wait([self.pidfd], timeout=0))
+        return self.is_closed or bool(wait([self.pidfd], timeout=0))
 
     @property
     def name(self) -> str:

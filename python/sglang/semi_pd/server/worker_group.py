@@ -102,9 +102,10 @@ class WorkerGroup:
     def stop(self) -> None:
         """End every process; when it returns, all have been joined."""
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        for worker in self.workers:
+        workers = [worker for worker in self.workers if not worker.is_closed]
+        for worker in workers:
             worker.process.terminate()
-        for worker in self.workers:
+        for worker in workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
             if worker.process.is_alive():
                 logger.warning("%s did not end; killing it", worker.spec.title)
