@@ -19,7 +19,9 @@ from pathlib import Path
 
 import pytest
 from harness import COMMON_FLAGS, Server
+from workload import IS_SOAK
 
+TIMEOUT_S = 5400 if IS_SOAK else 1200
 _LAST = ("test_start_time", "test_shutdown")
 
 
@@ -28,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(1200))
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
 
     def rank(item: pytest.Item) -> int:
         stem = item.path.stem
