@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A standby pair answers a few requests of our own before it answers anybody's.
 
-What a process does for the first time takes long: kernels are loaded, buffers made.
-Clients would wait for it in the switch. The requests take the whole way, through
-prefill, handover, decode and detokenizer, so they also show that it is open.
+What a process does for the first time takes long: kernels are loaded, buffers made,
+graphs brought to the GPU. Clients would wait for it in the switch. The requests take
+the whole way, through prefill, handover, decode and detokenizer, so they also show that
+it is open; and they are as many as will be running, for batches of that size.
 """
 
 from __future__ import annotations
@@ -41,28 +42,39 @@ class Rehearsal:
 
     Args:
         generation: of the pair.
+        running: requests of clients that are under way.
     """
 
-    def __init__(self, manager: TokenizerManager, generation: int) -> None:
-        self._manager, self.generation = manager, generation
-        self.tokens = sum(length + TOKENS for length in self._lengths())
+    def __init__(
+        self, manager: TokenizerManager, generation: int, running: int
+    ) -> None:
+        self._manager, self._generation = manager, generation
+        self._lengths = [self._long(), *[SHORT_PROMPT] * max(1, running)]
+
+    @property
+    def tokens(self) -> int:
+        """What it will have in the KV cache."""
+        return sum(length + TOKENS for length in self._lengths)
 
     async def run(self) -> None:
         """Return when every request has been answered."""
-        kinds = zip(self._lengths(), (GREEDY, DRAWN), strict=True)
-        await asyncio.gather(*(self._ask(*kind) for kind in kinds))
+        await asyncio.gather(
+            *(
+                self._ask(number, length, DRAWN if number == 1 else GREEDY)
+                for number, length in enumerate(self._lengths)
+            )
+        )
 
-    def _lengths(self) -> tuple[int, int]:
+    def _long(self) -> int:
         args = self._manager.server_args
         chunk = args.chunked_prefill_size or 0
         most = [self._manager.context_len // 2, *([chunk] if chunk > 0 else [])]
-        return min(LONG_PROMPT, *most), SHORT_PROMPT
+        return min(LONG_PROMPT, *most)
 
-    async def _ask(self, length: int, sampling: dict[str, Any]) -> None:
+    async def _ask(self, number: int, length: int, sampling: dict[str, Any]) -> None:
         vocabulary = self._manager.model_config.vocab_size
-        name = f"{PREFIX}_{self.generation}_{length}"
         request = GenerateReqInput(
-            rid=name,
+            rid=f"{PREFIX}_{self._generation}_{number}",
             input_ids=random.choices(range(vocabulary), k=length),
             sampling_params=dict(sampling),
             extra_key=PREFIX,  # never anybody's prefix

@@ -63,6 +63,7 @@ class Rotation:
         self._not_ready: list[Worker] = []
         self._unfinished: list[str] = []
         self._to_leave = 0
+        self._has_switched = False
         self._to_rehearse: frozenset[type] = frozenset()
         self._pulse: Pulse | None = None
         self._stage_began = time.monotonic()
@@ -156,12 +157,17 @@ class Rotation:
             if worker.has_ended:
                 self.must_recover = f"{worker.spec.title} ended during the switch"
                 return
-        if self._to_leave or not all(worker.has_ended for worker in old.workers):
+        if not self._has_switched and not self._to_leave:
+            # Clients need not wait until the processes have ended.
+            self._has_switched = True
+            self._switchboard.finish_switch(self._unfinished)
+            self._end_stage("switch")
+        have_ended = all(worker.has_ended for worker in old.workers)
+        if not (self._has_switched and have_ended):
             if time.monotonic() - self._stage_began > LEAVE_TIMEOUT_S:
                 self.must_recover = "the old workers did not leave"
             return
-        self._end_stage("switch")
-        self._switchboard.finish_switch(self._unfinished)
+        self._end_stage("end of the old workers")
         self._group.pair, self._group.standby = new, None
         for worker in old.workers:
             worker.close()

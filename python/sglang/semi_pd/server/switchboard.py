@@ -133,7 +133,8 @@ class Switchboard:
         )
 
     def _rehearse(self, generation: int) -> None:
-        rehearsal = Rehearsal(self._manager, generation)
+        running = len(self.router.ledger)
+        rehearsal = Rehearsal(self._manager, generation, running)
         pages = rehearsal.tokens // self._manager.server_args.page_size + 1
         self.router.send_to(InstanceRole.PREFILL, MakeRoom(pages, 0))
         self.router.introduce(generation)
