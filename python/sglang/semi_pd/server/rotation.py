@@ -138,10 +138,12 @@ class Rotation:
                 raise self._not_in_force(f"{worker.spec.title} ended in its rehearsal")
         silent = pulse.silent(SILENCE_S)
         if self._to_rehearse:
-            if time.monotonic() - self._stage_began < REHEARSAL_TIMEOUT_S:
+            took = time.monotonic() - self._stage_began
+            if took > self._standby_timeout_s:
+                title = (silent or standby.workers[0]).spec.title
+                raise self._not_in_force(f"{title} stood still in its rehearsal")
+            if took < REHEARSAL_TIMEOUT_S or silent is not None:
                 return
-            if silent is not None:
-                raise self._not_in_force(f"{silent.spec.title} stands still")
             late = ", ".join(one.__name__ for one in self._to_rehearse)
             logger.warning("The new workers were not rehearsed in time: %s", late)
         pulse.close()
