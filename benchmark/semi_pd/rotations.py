@@ -104,20 +104,21 @@ class Client:
         body = {"input_ids": ids, "stream": True, "sampling_params": params}
         stream = Stream(self.now(), tokens)
         self.streams.append(stream)
-        last: dict[str, Any] = {}
+        last = b"{}"
         try:
             async with self._http.post(f"{self._url}/generate", json=body) as answer:
                 answer.raise_for_status()
                 async for line in answer.content:
                     if line.startswith(b"data: {"):
                         stream.stamps.append(self.now())
-                        last = json.loads(line[6:])
+                        last = line[len(b"data: ") :]  # read later: others wait
         except aiohttp.ClientError as error:
             self.failures.append(repr(error))
             return
-        stream.tokens = last.get("meta_info", {}).get("completion_tokens", 0)
+        end = json.loads(last)
+        stream.tokens = end.get("meta_info", {}).get("completion_tokens", 0)
         if stream.tokens != tokens:
-            self.failures.append(f"{stream.tokens} of {tokens} tokens: {last}")
+            self.failures.append(f"{stream.tokens} of {tokens} tokens: {end}")
 
     async def rotate(self, split: str) -> Rotation:
         prefill, decode = (int(part) for part in split.split("/"))

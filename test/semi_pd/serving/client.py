@@ -55,7 +55,8 @@ class Stream:
 
 def session() -> aiohttp.ClientSession:
     """An HTTP client for any number of connections and lines of any length."""
-    connector = aiohttp.TCPConnector(limit=0)
+    # Less than the server's: it may not close what is just being used again.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
     return aiohttp.ClientSession(
         connector=connector, timeout=_LIMITS, read_bufsize=1 << 24
     )

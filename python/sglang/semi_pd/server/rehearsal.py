@@ -4,30 +4,41 @@
 What a process does for the first time takes long: kernels are loaded, buffers made,
 graphs brought to the GPU. Clients would wait for it in the switch. The requests take
 the whole way, through prefill, handover, decode and detokenizer, so they also show that
-it is open; and they are as many as will be running, for batches of that size.
+it is open. There are as many as will be running, and they draw their tokens as those
+do: a way of sampling that nobody uses may take minutes to compile.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 if TYPE_CHECKING:
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
-
-logger = logging.getLogger(__name__)
 
 PREFIX = "SEMI_PD_REHEARSAL"
 TOKENS = 8
 LONG_PROMPT = 2048
 """Longer than any prefill that is captured as a graph."""
 SHORT_PROMPT = 16
-GREEDY = {"temperature": 0.0, "max_new_tokens": TOKENS, "ignore_eos": True}
-DRAWN = {**GREEDY, "temperature": 0.8, "top_p": 0.9, "top_k": 20}
+PAUSE_S = 0.001
+"""Between two requests: answers to clients pass through the same event loop."""
+
+GREEDY = {"temperature": 0.0}
+COPIED = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+)
 
 
 def is_ours(message: Any) -> bool:
@@ -46,24 +57,32 @@ class Rehearsal:
     """
 
     def __init__(
-        self, manager: TokenizerManager, generation: int, running: int
+        self,
+        manager: TokenizerManager,
+        generation: int,
+        running: Iterable[TokenizedGenerateReqInput],
     ) -> None:
         self._manager, self._generation = manager, generation
-        self._lengths = [self._long(), *[SHORT_PROMPT] * max(1, running)]
+        self._requests = [(self._long(), GREEDY), (SHORT_PROMPT, GREEDY)]
+        self._requests += [(SHORT_PROMPT, _sampling_of(one)) for one in running]
 
     @property
     def tokens(self) -> int:
         """What it will have in the KV cache."""
-        return sum(length + TOKENS for length in self._lengths)
+        return sum(length + TOKENS for length, _ in self._requests)
 
     async def run(self) -> None:
         """Return when every request has been answered."""
-        await asyncio.gather(
-            *(
-                self._ask(number, length, DRAWN if number == 1 else GREEDY)
-                for number, length in enumerate(self._lengths)
-            )
-        )
+        asked = []
+        try:
+            for number, (length, sampling) in enumerate(self._requests):
+                asking = self._ask(number, length, sampling)
+                asked.append(asyncio.ensure_future(asking))
+                await asyncio.sleep(PAUSE_S)
+            await asyncio.gather(*asked)
+        finally:
+            for one in asked:
+                one.cancel()
 
     def _long(self) -> int:
         args = self._manager.server_args
@@ -76,9 +95,13 @@ class Rehearsal:
         request = GenerateReqInput(
             rid=f"{PREFIX}_{self._generation}_{number}",
             input_ids=random.choices(range(vocabulary), k=length),
-            sampling_params=dict(sampling),
+            sampling_params={**sampling, "max_new_tokens": TOKENS, "ignore_eos": True},
             extra_key=PREFIX,  # never anybody's prefix
             log_metrics=False,
         )
         async for _ in self._manager.generate_request(request):
             """Its text is nobody's."""
+
+
+def _sampling_of(request: TokenizedGenerateReqInput) -> dict[str, Any]:
+    return {name: getattr(request.sampling_params, name) for name in COPIED}

@@ -67,6 +67,10 @@ class RequestLedger:
     def __len__(self) -> int:
         return len(self._requests)
 
+    def requests(self) -> list[TokenizedGenerateReqInput]:
+        """All that is in flight, as it was sent."""
+        return [entry.request for entry in self._requests.values()]
+
     def resumptions(self, rids: Iterable[str] | None = None) -> list[Resume]:
         """How to go on with these requests, or with all, from what clients have."""
         wanted = list(self._requests) if rids is None else rids

@@ -133,7 +133,7 @@ class Switchboard:
         )
 
     def _rehearse(self, generation: int) -> None:
-        running = len(self.router.ledger)
+        running = self.router.ledger.requests()
         rehearsal = Rehearsal(self._manager, generation, running)
         pages = rehearsal.tokens // self._manager.server_args.page_size + 1
         self.router.send_to(InstanceRole.PREFILL, MakeRoom(pages, 0))
