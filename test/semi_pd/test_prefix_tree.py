@@ -109,8 +109,8 @@ class Pair:
     def hand_over(self, req):
         """As ``HandoverSender`` and ``adopt`` do; returns decode's request."""
         from sglang.semi_pd.workers.borrowing_cache import Borrowed
-        from sglang.semi_pd.workers.leased_allocator import pages_of
         from sglang.semi_pd.workers.messages import Loan
+        from sglang.semi_pd.workers.slots import pages_of
         from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
 
         shared, committed = req.cache_protected_len, req.kv_committed_len
@@ -355,7 +355,8 @@ def test_a_request_that_ends_in_a_switch_comes_back_to_the_successor(
     pair, monkeypatch, comes_back_first
 ):
     """It ended under the lender, but its last forward only under the successor."""
-    from sglang.semi_pd.workers.leased_allocator import LeasedAllocator, OnHost
+    from sglang.semi_pd.workers.leased_allocator import LeasedAllocator
+    from sglang.semi_pd.workers.slots import OnHost
 
     there = pair.hand_over(pair.compute(list(range(12))))
     pair.generate(there, [1, 2, 3, 4, 5])

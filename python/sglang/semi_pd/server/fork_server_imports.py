@@ -20,9 +20,13 @@ signal.signal(signal.SIGQUIT, signal.SIG_IGN)
 import sglang.srt.managers.detokenizer_manager  # noqa: E402, F401
 import sglang.srt.managers.scheduler  # noqa: E402, F401
 import sglang.srt.models.registry  # noqa: E402, F401
+from sglang.semi_pd import long_lived  # noqa: E402
 from sglang.semi_pd.resident import resident_worker  # noqa: E402, F401
 from sglang.semi_pd.workers import (  # noqa: E402, F401
     decode_scheduler,
     prefill_scheduler,
     worker_process,
 )
+
+# Once for every process that is forked; a collection would also unshare its pages.
+long_lived.set_aside()

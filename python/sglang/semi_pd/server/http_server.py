@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sglang.semi_pd import long_lived
 from sglang.semi_pd.hooks import require_applied
 from sglang.semi_pd.launch import start_progress, starting
 from sglang.semi_pd.server import http_routes
@@ -83,6 +84,7 @@ class HTTPServerHooks:
         """The HTTP server is up: its own first request is the last step of a start."""
         start_progress.enter("answering a first request of its own")
         original(server_args, *args, **options)
+        long_lived.set_aside()
         start_progress.end(f"ready: {server_args.url()}")
 
     @staticmethod

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from sglang.semi_pd.utils import InstanceRole, row_label
-from sglang.semi_pd.workers.leased_allocator import OnHost, pages_of
 from sglang.semi_pd.workers.messages import GiveBack, Loan, Sequence
+from sglang.semi_pd.workers.slots import OnHost, pages_of
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
 from sglang.srt.mem_cache.chunk_cache import ChunkCache
 

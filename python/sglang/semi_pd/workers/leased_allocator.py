@@ -25,34 +25,13 @@ import numpy as np
 import torch
 from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.memory.id_pool import Ids
+from sglang.semi_pd.workers.slots import OnHost, pages_of
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import KVCache
 from sglang.srt.utils import get_num_new_pages
 
 LEASE_PAGES = 512
 """Pages leased at a time beyond what is needed now."""
-MANY_SLOTS = 10_000
-"""From here on pages are marked, which is faster than to sort them: a whole prefix
-cache is inherited while requests wait."""
-
-
-class OnHost(NamedTuple):
-    """Token slots on their way to the host, and what must finish before others may
-    have them. The first event is the copy; without a GPU there is none."""
-
-    slots: torch.Tensor
-    finished: tuple[torch.cuda.Event, ...]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether no forward that was launched before the copy still runs."""
-        return all(event.query() for event in self.finished)
-
-    def wait_for_copy(self) -> torch.Tensor:
-        """The slots, while the forward may still run."""
-        if self.finished:
-            self.finished[0].synchronize()
-        return self.slots
 
 
 class _Retiring(NamedTuple):
@@ -295,13 +274,3 @@ class SoleAllocator(LeasedAllocator):
     def available_size(self) -> int:
         self.publish_retired()
         return (self.leased_pages + self._table.pages_free) * self.page_size
-
-
-def pages_of(slots: torch.Tensor, page_size: int) -> Ids:
-    """The distinct pages that token slots on the host lie in, ascending, int64."""
-    pages = slots.numpy().astype(np.int64) // page_size
-    if len(pages) < MANY_SLOTS:
-        return np.unique(pages)
-    is_in = np.zeros(int(pages.max()) + 1, bool)
-    is_in[pages] = True
-    return np.flatnonzero(is_in)

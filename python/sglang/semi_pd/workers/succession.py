@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from sglang.semi_pd.utils import InstanceRole, label_rid_hash, rid_hash
 from sglang.semi_pd.workers.handover import flush, socket_of
-from sglang.semi_pd.workers.leased_allocator import pages_of
 from sglang.semi_pd.workers.messages import Heritage, Recover, Resume
 from sglang.semi_pd.workers.prefix_tree import (
     CachedPath,
@@ -24,6 +23,7 @@ from sglang.semi_pd.workers.prefix_tree import (
     export_paths,
     import_paths,
 )
+from sglang.semi_pd.workers.slots import pages_of
 from sglang.semi_pd.workers.worker_spec import give_back_address
 from sglang.srt.managers.io_struct import sock_send
 

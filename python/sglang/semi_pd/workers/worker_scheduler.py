@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import setproctitle
 import torch
+from sglang.semi_pd import long_lived
 from sglang.semi_pd.partition.cpu_share import take_cores
 from sglang.semi_pd.workers.heartbeat import Heartbeat
 from sglang.semi_pd.workers.idle_audit import IdleAudit
@@ -71,6 +72,7 @@ class WorkerScheduler(Scheduler):
         Upstream would end the server. After a CUDA error nothing may be sent, and a
         tidy end could hang.
         """
+        long_lived.set_aside()
         try:
             super().run_event_loop()
         except Exception:
