@@ -205,7 +205,7 @@ def test_a_cheap_move_may_be_made_often() -> None:
             cost_s, interval_s=10.0, window_s=30.0, speeds_are_known=known
         )
 
-    assert pace(1e-4, known=True) == ControlPace(1.0, 5.0, 2.0)
+    assert pace(1e-4, known=True) == ControlPace(1.0, 5.0, 2.0, is_cheap=True)
     assert pace(30.0, known=True) == ControlPace(10.0, 30.0, 120.0)
     assert pace(1e-4, known=False) == ControlPace(10.0, 30.0, 15.0)
 
