@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from loads import FIRST_TOKEN, Request
 from records import Record, percentile
 
-PREFILL_LOAD = 0.9
-DECODE_LOAD = 0.7
+PREFILL_LOAD = 0.96
+DECODE_LOAD = 0.82
 TPOT_ROOM = 1.15
 DECODE_PROBES = (0.4, 0.6)
 """Prompt tokens of the decode-heavy probes, relative to the capacity."""
