@@ -82,6 +82,9 @@ class Trial:
 
     def _warm_up(self) -> None:
         """Each split's first products and kernels are slow; none is measured."""
+        first = [Request(0.0, self._parts[0].input_len, 2)]
+        # A server without a warm-up of its own moves no split before its first request.
+        send_all(self._server, first, self._prompts.draw, drain_s=60.0)
         for split in dict.fromkeys([*self._options.static, *self._options.favouring]):
             self._server.move(split)
             for part in self._parts:
