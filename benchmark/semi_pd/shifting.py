@@ -74,12 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument(
         "--static",
         nargs="+",
-        default=["80/100", "90/100", "100/100", "70/100", "60/100"],
+        default=["80/100", "100/100", "90/100", "70/100"],
         help="splits that stay, the likeliest best first; the controller starts there",
     )
     measure.add_argument("--phase-seconds", type=float, default=60.0)
     measure.add_argument(
         "--edge-seconds", type=float, default=30.0, help="before it and after it"
+    )
+    measure.add_argument(
+        "--least-edge-seconds", type=float, default=20.0, help="where time is short"
     )
     measure.add_argument("--probe-seconds", type=float, default=9.0)
     measure.add_argument("--cost-rounds", type=int, default=5)

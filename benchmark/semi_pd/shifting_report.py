@@ -32,9 +32,7 @@ def make(out: Path) -> str:
 def _table(found: dict[str, Any]) -> str:
     slo = _slo(found)
     rates = found["rates"]
-    edge_s, phase_s = (
-        float(found["options"][name]) for name in ("edge_seconds", "phase_seconds")
-    )
+    edge_s, phase_s = found["edge_s"], found["phase_s"]
     lines = [
         f"TTFT {slo.ttft_ms:.0f} ms, TPOT {slo.tpot_ms:.2f} ms; prefill-heavy "
         f"{rates['prefill_heavy']:.2f}/s, decode-heavy {rates['decode_heavy']:.2f}/s; "

@@ -38,6 +38,8 @@ from shifting_load import (
 
 WARM_UP_S = 2.0
 PROBE_STREAMS = 24
+RUNS = 3.3
+"""So many whole runs are to fit into the time that is left after the probes."""
 SHORTEST_RUN_S = 40.0
 """With less time left a split that stays is not begun."""
 
@@ -73,12 +75,27 @@ class Trial:
 
     def _stretches(self, prefill_rate: float, decode_rate: float) -> list[Stretch]:
         prefill, decode = self._parts
-        edge_s = self._options.edge_seconds
+        edge_s = self._edge_s()
+        self._keep(
+            edge_s=edge_s,
+            phase_s=self._options.phase_seconds,
+        )
         return [
             Stretch(decode, decode_rate, edge_s),
             Stretch(prefill, prefill_rate, self._options.phase_seconds),
             Stretch(decode, decode_rate, edge_s),
         ]
+
+    def _edge_s(self) -> float:
+        """As long as wanted, or as time is left for three whole runs and a part."""
+        options = self._options
+        run_s = self._left() / RUNS - options.drain
+        return float(
+            min(
+                options.edge_seconds,
+                max(options.least_edge_seconds, (run_s - options.phase_seconds) / 2),
+            )
+        )
 
     def _warm_up(self) -> None:
         """Each split's first products and kernels are slow; none is measured."""

@@ -172,7 +172,8 @@ def shifting_runs() -> dict[str, Any]:
     controller = {"name": "controller", "attainment": 0.75, "at_most": None}
     given_up = {"name": "80/100", "attainment": None, "at_most": 0.5}
     return {
-        "options": {"edge_seconds": "0.1", "phase_seconds": "60"},
+        "edge_s": 0.1,
+        "phase_s": 60.0,
         "slo": {"ttft_ms": 1200.0, "tpot_ms": 17.0},
         "rates": {"prefill_heavy": 16.0, "decode_heavy": 18.0},
         "requests": 4,
