@@ -111,10 +111,10 @@ def capacity(first_tokens: Sequence[tuple[float, int]], warm_up_s: float) -> flo
 
 def tpot_p90_ms(records: Sequence[Record], warm_up_s: float) -> float:
     """TPOT (P90) of what arrived after the warm-up and succeeded, milliseconds."""
-    return percentile(
-        [one.tpot_ms for one in records if one.success and one.arrival_s > warm_up_s],
-        0.9,
-    )
+    counted = [one for one in records if one.success and one.arrival_s > warm_up_s]
+    if not counted:
+        raise ValueError("no request of the probe ended")
+    return percentile([one.tpot_ms for one in counted], 0.9)
 
 
 def rate_for(rates: Sequence[float], tpots_ms: Sequence[float], wanted: float) -> float:

@@ -123,6 +123,7 @@ class Trial:
             seconds=options.probe_seconds,
         )
         self._server.settle()
+        self._keep(prefill_probe=[asdict(one) for one in busy.records])
         tokens_per_s = capacity(
             [
                 (flight.first_s, flight.request.input_len)

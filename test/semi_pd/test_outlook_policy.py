@@ -122,7 +122,7 @@ def test_as_many_as_possible_inside_both_not_the_lesser_excess() -> None:
 
 
 def test_shares_at_the_edge() -> None:
-    """At the target half of the requests are inside TPOT, and none behind a long queue."""
+    """At the target half of the requests are inside TPOT, none behind a long queue."""
     even = summary(25.0)
     at_target = inputs(seen(running_tpot=even), FAST_PREFILL)
     share = outlooks(at_target)[0].share

@@ -21,7 +21,6 @@ from sglang.semi_pd.control.split_outlook import Outlook, outlooks, plain_outloo
 from sglang.semi_pd.slo_types import ControlMode, Decision, Reason
 from sglang.semi_pd.utils import InstanceRole
 
-
 # Where so few requests would be inside both targets, none are counted on.
 _HOPELESS = 0.05
 
