@@ -69,12 +69,13 @@ class Run:
 
     Attributes:
         samples: the server's state, twice a second.
-        is_complete: False if it was ended before all requests were sent and done.
+        was_given_up: whether it was ended early; what has not ended by the end of the
+            drain has failed, and the run counts.
     """
 
     flights: list[Flight] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
-    is_complete: bool = True
+    was_given_up: bool = False
 
     @property
     def records(self) -> list[Record]:
@@ -143,7 +144,8 @@ def send_all(
             for request in requests:
                 wait_s = request.arrival_s - (time.perf_counter() - began)
                 await asyncio.sleep(max(0.0, wait_s))
-                if is_over(run.flights, time.perf_counter() - began):
+                run.was_given_up = is_over(run.flights, time.perf_counter() - began)
+                if run.was_given_up:
                     break
                 flight = Flight(request, time.perf_counter() - began)
                 run.flights.append(flight)
@@ -152,14 +154,12 @@ def send_all(
                     asyncio.create_task(_fly(http, server, flight, prompt, began))
                 )
             ends_s = time.perf_counter() - began + drain_s
-            while not all(task.done() for task in tasks):
+            while not run.was_given_up and not all(task.done() for task in tasks):
                 now = time.perf_counter() - began
-                if now > ends_s or is_over(run.flights, now):
+                if now > ends_s:
                     break
+                run.was_given_up = is_over(run.flights, now)
                 await asyncio.sleep(0.1)
-            run.is_complete = len(tasks) == len(requests) and all(
-                task.done() for task in tasks
-            )
             await _cancel(tasks)
         return run
 

@@ -251,7 +251,7 @@ class Trial:
         )
         self._server.settle()
         records = run.records
-        if run.is_complete or is_over is never:
+        if not run.was_given_up:
             share, at_most = attainment(records, self._slo), None
         else:
             ends_s = max((flight.last_s for flight in run.flights), default=0.0)

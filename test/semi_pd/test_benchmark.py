@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import math
+import threading
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 SLOS = Namespace(slo_ttft=200.0, slo_tpot=50.0, slo_gap=25.0)
 
@@ -187,6 +191,81 @@ def shifting_runs() -> dict[str, Any]:
 
 def vars_of(one: Any) -> dict[str, Any]:
     return {name: getattr(one, name) for name in one.__dataclass_fields__}
+
+
+class SlowServer:
+    """Answers with three tokens, one at once and one each tenth of a second."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self.port = asyncio.run_coroutine_threadsafe(self._start(), self.loop).result()
+
+    async def _start(self) -> int:
+        app = web.Application()
+        app.router.add_post("/generate", self._generate)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        port: int = self._runner.addresses[0][1]
+        return port
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        for number in (1, 2, 3):
+            meta = {"meta_info": {"completion_tokens": number}}
+            await answer.write(f"data: {json.dumps(meta)}\n\n".encode())
+            await asyncio.sleep(0.1)
+        return answer
+
+    def stop(self) -> None:
+        stopped = asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self.loop)
+        stopped.result(10)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+
+
+@pytest.fixture
+def slow_server() -> Iterator[Any]:
+    server = SlowServer()
+    yield module("shifting_client").Server(f"http://127.0.0.1:{server.port}")
+    server.stop()
+
+
+def test_a_run_counts_unless_it_was_given_up(slow_server: Any) -> None:
+    client, request = module("shifting_client"), module("loads").Request
+    asked = [request(0.0, 10, 3), request(0.05, 10, 3), request(0.6, 10, 9)]
+
+    def prompts(length: int) -> list[int]:
+        return [7] * length
+
+    whole = client.send_all(slow_server, asked, prompts, drain_s=5.0)
+    assert not whole.was_given_up
+    assert [one.success for one in whole.records] == [True, True, False]
+    assert 80 < whole.records[0].tpot_ms < 400
+    hurried = client.send_all(slow_server, asked[:2], prompts, drain_s=0.05)
+    assert not hurried.was_given_up
+    assert not any(one.success for one in hurried.records)
+    ended = client.send_all(
+        slow_server, asked, prompts, drain_s=5.0, is_over=lambda flights, now: now > 0.3
+    )
+    assert ended.was_given_up and len(ended.records) == 2
+
+
+def test_streams_are_kept_busy_and_end(slow_server: Any) -> None:
+    client, request = module("shifting_client"), module("loads").Request
+    run = client.keep_busy(
+        slow_server,
+        lambda: request(0.0, 10, 3),
+        lambda length: [7] * length,
+        streams=2,
+        seconds=0.5,
+    )
+    assert 4 <= len(run.records) <= 6
+    assert all(one.success for one in run.records)
 
 
 def test_the_shifting_report_says_what_was_given_up(tmp_path: Path) -> None:
