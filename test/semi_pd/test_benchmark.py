@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import math
+import threading
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 SLOS = Namespace(slo_ttft=200.0, slo_tpot=50.0, slo_gap=25.0)
 
@@ -105,3 +109,170 @@ def test_agreement_counts_answers_and_tokens() -> None:
     agreement = module("steady").agreement
     found = agreement([[1, 2], [3, 4]], [[1, 2], [3, 5]])
     assert found == {"answers": 1, "of": 2, "tokens": 0.75}
+
+
+def test_the_shifting_load_is_what_its_rules_say() -> None:
+    load = module("shifting_load")
+    stretch = load.Stretch(load.DECODE_HEAVY, 20.0, 30.0)
+    turned = load.Stretch(load.PREFILL_HEAVY, 10.0, 60.0)
+    requests = load.arrivals([stretch, turned, stretch], seed=3)
+    assert requests == load.arrivals([stretch, turned, stretch], seed=3)
+    assert requests != load.arrivals([stretch, turned, stretch], seed=4)
+    prefill_heavy = [one for one in requests if 30 <= one.arrival_s < 90]
+    assert abs(len(prefill_heavy) - 600) < 5 * math.sqrt(600)
+    assert abs(len(requests) - 1800) < 5 * math.sqrt(1800)
+    assert {one.input_len >= 750 for one in prefill_heavy} == {True}
+    assert max(one.output_len for one in prefill_heavy) <= 24
+    assert requests[-1].arrival_s < 120
+
+
+def test_capacity_counts_what_came_after_the_warm_up() -> None:
+    capacity = module("shifting_load").capacity
+    served = [(0.5, 10_000), (2.5, 700), (3.0, 100), (3.5, 300)]
+    assert capacity(served, 2.0) == pytest.approx(400.0)
+    with pytest.raises(ValueError, match="too short"):
+        capacity(served[:2], 2.0)
+
+
+def test_the_rate_follows_from_two_probes() -> None:
+    """TPOT of a server that saturates: a / (1 - rate / most)."""
+    load = module("shifting_load")
+
+    def tpot(rate: float) -> float:
+        return 5.0 / (1 - rate / 30)
+
+    rates = (8.0, 12.0)
+    wanted = load.rate_for(rates, [tpot(rate) for rate in rates], 12.0)
+    assert tpot(wanted) == pytest.approx(12.0)
+    assert load.rate_for(rates, [10.0, 9.9], 12.0) == math.inf
+    assert load.within(math.inf, 20_000, load.DECODE_HEAVY) == pytest.approx(18.75)
+    assert load.within(-1.0, 20_000, load.DECODE_HEAVY) == pytest.approx(7.5)
+
+
+def test_a_miss_is_known_as_soon_as_it_is_certain() -> None:
+    slo = module("records").Slo("both", 200.0, 20.0)
+    flight = module("shifting_client").Flight(module("loads").Request(0.0, 10, 11), 5.0)
+    assert not flight.has_missed(slo, 5.1)
+    assert flight.has_missed(slo, 5.3)
+    flight.event(5.15)
+    assert not flight.has_missed(slo, 9.0)
+    flight.event(5.45)
+    flight.is_done = True
+    assert flight.has_missed(slo, 5.5)  # 30 ms a token
+    assert flight.record().tpot_ms == pytest.approx(30.0)
+    late = module("shifting_client").Flight(module("loads").Request(0.0, 10, 11), 5.0)
+    late.event(5.21)
+    assert late.has_missed(slo, 5.21)
+
+
+def shifting_runs() -> dict[str, Any]:
+    """One run that was served to its end and one that was given up."""
+    records = [vars_of(record(100, 5, tpot)) for tpot in (10.0, 10.0, 30.0, 10.0)]
+    sample = {
+        "at_s": 1.0,
+        "asked": {"prefill_percentage": 80, "decode_percentage": 100},
+        "had": {"prefill_percentage": 79.0, "decode_percentage": 100.0},
+    }
+    controller = {"name": "controller", "attainment": 0.75, "at_most": None}
+    given_up = {"name": "80/100", "attainment": None, "at_most": 0.5}
+    return {
+        "edge_s": 0.1,
+        "phase_s": 60.0,
+        "slo": {"ttft_ms": 1200.0, "tpot_ms": 17.0},
+        "rates": {"prefill_heavy": 16.0, "decode_heavy": 18.0},
+        "requests": 4,
+        "probe": {"records": [records, records]},
+        "runs": [
+            {**controller, "records": records, "samples": [sample]},
+            {**given_up, "records": records[:2], "samples": []},
+        ],
+    }
+
+
+def vars_of(one: Any) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in one.__dataclass_fields__}
+
+
+class SlowServer:
+    """Answers with three tokens, one at once and one each tenth of a second."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self.port = asyncio.run_coroutine_threadsafe(self._start(), self.loop).result()
+
+    async def _start(self) -> int:
+        app = web.Application()
+        app.router.add_post("/generate", self._generate)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        port: int = self._runner.addresses[0][1]
+        return port
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        for number in (1, 2, 3):
+            meta = {"meta_info": {"completion_tokens": number}}
+            await answer.write(f"data: {json.dumps(meta)}\n\n".encode())
+            await asyncio.sleep(0.1)
+        return answer
+
+    def stop(self) -> None:
+        stopped = asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self.loop)
+        stopped.result(10)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+
+
+@pytest.fixture
+def slow_server() -> Iterator[Any]:
+    server = SlowServer()
+    yield module("shifting_client").Server(f"http://127.0.0.1:{server.port}")
+    server.stop()
+
+
+def test_a_run_counts_unless_it_was_given_up(slow_server: Any) -> None:
+    client, request = module("shifting_client"), module("loads").Request
+    asked = [request(0.0, 10, 3), request(0.05, 10, 3), request(0.6, 10, 9)]
+
+    def prompts(length: int) -> list[int]:
+        return [7] * length
+
+    whole = client.send_all(slow_server, asked, prompts, drain_s=5.0)
+    assert not whole.was_given_up
+    assert [one.success for one in whole.records] == [True, True, False]
+    assert 80 < whole.records[0].tpot_ms < 400
+    hurried = client.send_all(slow_server, asked[:2], prompts, drain_s=0.05)
+    assert not hurried.was_given_up
+    assert not any(one.success for one in hurried.records)
+    ended = client.send_all(
+        slow_server, asked, prompts, drain_s=5.0, is_over=lambda flights, now: now > 0.3
+    )
+    assert ended.was_given_up and len(ended.records) == 2
+
+
+def test_streams_are_kept_busy_and_end(slow_server: Any) -> None:
+    client, request = module("shifting_client"), module("loads").Request
+    run = client.keep_busy(
+        slow_server,
+        lambda: request(0.0, 10, 3),
+        lambda length: [7] * length,
+        streams=2,
+        seconds=0.5,
+    )
+    assert 4 <= len(run.records) <= 6
+    assert all(one.success for one in run.records)
+
+
+def test_the_shifting_report_says_what_was_given_up(tmp_path: Path) -> None:
+    report = module("shifting_report")
+    (tmp_path / report.FILE).write_text(json.dumps(shifting_runs()))
+    table = report.make(tmp_path)
+    assert "| controller | 75.0% | 75.0% |" in table
+    assert "| 80/100 | at most 50.0% |" in table
+    probe = module("records").read(tmp_path / "decode_probe_1.jsonl")
+    assert len(probe) == 4

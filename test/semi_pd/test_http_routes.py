@@ -27,15 +27,29 @@ from status_document import Parts
 
 auth = upstream_auth.load()
 
-from sglang.semi_pd.server import http_routes  # noqa: E402
+from sglang.semi_pd.server import http_routes, slo_service  # noqa: E402
 
 STATUS, REALLOCATE = "/semi_pd/status", "/semi_pd/reallocate"
+SLO = "/semi_pd/slo"
 HISTORY, PAGE = "/semi_pd/history", "/semi_pd/"
 GOOD = {"prefill_percentage": 60, "decode_percentage": 40}
+SLOWER = {"ttft_target_ms": 300.0, "tpot_target_ms": 80.0}
+CONFIG = SimpleNamespace(
+    moves_split=False,
+    slo_window_s=30.0,
+    slo_mode="follow",
+    slo_monitoring_interval_s=10.0,
+    slo_ttft_target_ms=100.0,
+    slo_tpot_target_ms=50.0,
+    slo_calibration=None,
+    slo_decision_log=None,
+    overlap_allowed=False,
+)
 API, ADMIN = "api-key-canary", "admin-key-canary"
 HERE, ELSEWHERE = "127.0.0.1", "192.0.2.7"
 
 # Keys of the server: what each caller gets at status, and at reallocate from here.
+CHANGES: dict[str, Any] = {REALLOCATE: GOOD, SLO: SLOWER}
 CALLERS = ("none", "wrong", "api", "admin")
 MATRIX: dict[tuple[bool, bool], tuple[tuple[int, ...], tuple[int, ...]]] = {
     (False, False): ((200, 200, 200, 200), (200, 200, 200, 200)),
@@ -46,7 +60,8 @@ MATRIX: dict[tuple[bool, bool], tuple[tuple[int, ...], tuple[int, ...]]] = {
 CASES = [
     (keys, caller, path, row[place])
     for keys, rows in MATRIX.items()
-    for path, row in zip((STATUS, HISTORY, REALLOCATE), (rows[0], *rows), strict=True)
+    for paths, row in zip(((STATUS, HISTORY), (REALLOCATE, SLO)), rows, strict=True)
+    for path in paths
     for place, caller in enumerate(CALLERS)
 ]
 
@@ -81,6 +96,7 @@ class Instance:
         self.rotation = ProcessRotationManager(
             self.mechanism, SMAllocation(70, 30), allow_overlap=False
         )
+        self.slo = slo_service.SLOService(CONFIG, self.rotation)  # type: ignore[arg-type]
 
     def get_status(self) -> dict[str, Any]:
         return {"process_rotation_status": self.rotation.get_status()}
@@ -131,9 +147,9 @@ def headers_of(caller: str) -> dict[str, str]:
 
 def ask(client: TestClient, path: str, caller: str, **more: str) -> Any:
     headers = headers_of(caller) | more
-    if path != REALLOCATE:
+    if path not in CHANGES:
         return client.get(path, headers=headers)
-    return client.post(path, json=GOOD, headers=headers)
+    return client.post(path, json=CHANGES[path], headers=headers)
 
 
 @pytest.mark.parametrize(("keys", "caller", "path", "expected"), CASES)
@@ -145,6 +161,9 @@ def test_matrix_of_keys_and_callers(
     assert reply.status_code == expected
     is_moved = path == REALLOCATE and expected == 200
     assert instance.rotation.get_status()["moves"] == int(is_moved)
+    targets = instance.slo.get_status()["slo_constraints"]
+    is_slower = targets["ttft_target_ms"] == SLOWER["ttft_target_ms"]
+    assert is_slower == (path == SLO and expected == 200)
     assert API not in reply.text and ADMIN not in reply.text
 
 
@@ -154,10 +173,11 @@ def test_from_elsewhere_only_the_admin_key_moves(
     keys: tuple[bool, bool], caller: str
 ) -> None:
     instance = with_keys(*keys)
+    told = ask(instance.client(ELSEWHERE), SLO, caller)
     reply = ask(instance.client(ELSEWHERE), REALLOCATE, caller)
     at_home = MATRIX[keys][1][CALLERS.index(caller)]
     expected = 403 if at_home == 200 and not keys[1] else at_home
-    assert reply.status_code == expected
+    assert reply.status_code == told.status_code == expected
     if expected == 403:
         assert "--admin-api-key" in reply.json()["error"]["message"]
     assert instance.rotation.get_status()["moves"] == int(expected == 200)
@@ -293,6 +313,63 @@ def test_bad_input_is_one_line_that_names_the_field(
 def test_reading_needs_get_and_moving_needs_post(client: TestClient) -> None:
     assert client.post(STATUS).status_code == 405
     assert client.get(REALLOCATE).status_code == 405
+    assert client.get(SLO).status_code == 405
+
+
+def test_the_controller_is_told_at_run_time(
+    instance: Instance, client: TestClient
+) -> None:
+    try:
+        on = client.post(SLO, json={"mode": "auto", **SLOWER}).json()
+        assert on["is_running"] and on["mode"] == "auto"
+        assert on["slo_constraints"] == {**SLOWER, "percentile": 95}
+        advises = client.post(SLO, json={"mode": "advise"}).json()
+        assert advises["is_running"] and advises["mode"] == "advise"
+        assert advises["slo_constraints"] == on["slo_constraints"]
+        tighter = client.post(SLO, json={"tpot_target_ms": 20}).json()
+        assert tighter["is_running"]
+        assert tighter["slo_constraints"]["tpot_target_ms"] == 20
+        assert not client.post(SLO, json={"mode": "off"}).json()["is_running"]
+    finally:
+        instance.slo.stop()
+
+
+def test_a_split_that_cannot_move_is_not_followed(
+    instance: Instance, client: TestClient
+) -> None:
+    instance.mechanism.can_move = False
+    reply = client.post(SLO, json={"mode": "follow"})
+    assert reply.status_code == 409
+    assert "does not move" in reply.json()["error"]["message"]
+    assert not instance.slo.get_status()["is_running"]
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not an object"),
+        ("{}", "names none of"),
+        ('{"mode": "on"}', "mode is none of off, advise, follow, auto"),
+        ('{"mode": null}', "mode is none of"),
+        ('{"mode": ["off"]}', "mode is none of"),
+        ('{"modus": "off"}', "'modus' is not a field"),
+        ('{"ttft_target_ms": 0}', "ttft_target_ms"),
+        ('{"ttft_target_ms": true}', "ttft_target_ms"),
+        ('{"tpot_target_ms": "20"}', "tpot_target_ms"),
+        ('{"tpot_target_ms": NaN}', "tpot_target_ms"),
+        ('{"tpot_target_ms": Infinity}', "tpot_target_ms"),
+        (" " * 5000, "4096 bytes"),
+    ],
+)
+def test_bad_wishes_change_nothing(
+    instance: Instance, client: TestClient, body: str, named: str
+) -> None:
+    before = instance.slo.get_status()
+    reply = client.post(SLO, content=body)
+    assert reply.status_code == 400
+    assert named in reply.json()["error"]["message"]
+    assert instance.slo.get_status() == before
 
 
 @pytest.mark.parametrize("keys", MATRIX)

@@ -93,7 +93,7 @@ def test_a_backlog_is_waited_for_at_the_speed_of_the_split() -> None:
 
 def test_it_moves_to_prefill_before_a_latency_is_over() -> None:
     decision = decide_from(
-        inputs(seen(waiting_prompt_tokens=60_000, tpot_ms=15.0), FAST_DECODE)
+        inputs(seen(waiting_prompt_tokens=60_000, tpot_ms=10.0), FAST_DECODE)
     )
     assert decision.reason is Reason.TTFT_FAILS
     assert decision.allocation == FAST_PREFILL
@@ -104,6 +104,33 @@ def test_it_moves_to_decode_at_the_pace_of_running_requests() -> None:
     decision = decide_from(inputs(seen(tpot_ms=40.0), FAST_PREFILL))
     assert decision.reason is Reason.TPOT_FAILS
     assert decision.allocation == FAST_DECODE
+
+
+def test_as_many_as_possible_inside_both_not_the_lesser_excess() -> None:
+    """Few wait a little too long here; at the other split nearly all would be slow."""
+    queued = seen(
+        waiting_prompt_tokens=12_000, arrival_rate=16.0, prefill_duty=0.95, tpot_ms=20.0
+    )
+    slow = SplitOffer(SMAllocation(90, 10), WorkerSpeeds(1.0, 1.0, 0.22, 0.3))
+    limits = replace(LIMITS, offers=(OFFERS[1], slow), least_gain=0.05)
+    present, other = outlooks(inputs(queued, FAST_PREFILL, limits=limits))
+    assert present.ttft_ms > 500 and present.excess > other.excess
+    assert other.tpot_ms > 25
+    assert present.share > other.share
+    decision = decide_from(inputs(queued, FAST_PREFILL, limits=limits))
+    assert decision.allocation == FAST_PREFILL
+
+
+def test_shares_at_the_edge() -> None:
+    """At the target half of the requests are inside TPOT, none behind a long queue."""
+    even = summary(25.0)
+    at_target = inputs(seen(running_tpot=even), FAST_PREFILL)
+    share = outlooks(at_target)[0].share
+    assert share == pytest.approx(0.5, abs=0.1)
+    fast = outlooks(inputs(seen(tpot_ms=10.0, arrival_rate=0.1), FAST_PREFILL))[0]
+    assert fast.share == pytest.approx(1.0, abs=0.01)
+    hopeless = seen(waiting_prompt_tokens=200_000, tpot_ms=10.0)
+    assert outlooks(inputs(hopeless, FAST_PREFILL))[0].share < 0.01
 
 
 def test_a_move_must_promise_something() -> None:
@@ -205,7 +232,7 @@ def test_a_cheap_move_may_be_made_often() -> None:
             cost_s, interval_s=10.0, window_s=30.0, speeds_are_known=known
         )
 
-    assert pace(1e-4, known=True) == ControlPace(1.0, 5.0, 2.0)
+    assert pace(1e-4, known=True) == ControlPace(1.0, 5.0, 2.0, is_cheap=True)
     assert pace(30.0, known=True) == ControlPace(10.0, 30.0, 120.0)
     assert pace(1e-4, known=False) == ControlPace(10.0, 30.0, 15.0)
 

@@ -205,3 +205,14 @@ def test_the_guides_code_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> 
     assert re.match(
         r"TTFT P95: \d+\.\dms\nTPOT P95: \d+\.\dms\n", capsys.readouterr().out
     )
+
+
+def test_a_new_start_forgets_what_was_before_the_pause() -> None:
+    """A move made before the pause must not hold back one after it."""
+    bench = Bench(ControlLimits(cooldown_s=1e6))
+    assert bench.serve(300.0, 10.0) is Reason.TTFT_FAILS
+    assert bench.serve(300.0, 10.0) is Reason.COOLING_DOWN
+    bench.controller.set_rhythm(ControlLimits(cooldown_s=1e6), 1e6)
+    bench.controller.start_monitoring()
+    bench.controller.stop_monitoring()
+    assert bench.serve(300.0, 10.0) is Reason.TTFT_FAILS

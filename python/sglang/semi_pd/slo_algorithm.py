@@ -108,11 +108,20 @@ class SLOAwareResourceController:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
+    def set_rhythm(self, limits: ControlLimits, interval_s: float) -> None:
+        """Decide within other limits, and look as often, from the next tick on."""
+        self.limits, self._interval_s = limits, interval_s
+
     def start_monitoring(self) -> None:
-        """Start ticking; does nothing if it already ticks."""
+        """Start ticking; does nothing if it already ticks.
+
+        What was remembered before a pause is forgotten: the split may have moved.
+        """
         if self._thread is not None:
             return
         self._stopping.clear()
+        self._state = ControlState()
+        self._collector.look_at_running(now=self._clock())
         self._thread = threading.Thread(
             target=self._run, name="semi-pd-slo-controller", daemon=True
         )
@@ -137,7 +146,7 @@ class SLOAwareResourceController:
         self._record(DecisionRecord(inputs, decision))
         if decision.allocation == inputs.current:
             self._remember(decision, decision.state)
-        elif self.limits.is_advice_only:
+        elif inputs.limits.is_advice_only:
             logger.info("advice: use the split %s", decision.allocation)
             self._remember(decision, inputs.state)
         else:
@@ -183,8 +192,8 @@ class SLOAwareResourceController:
 
     def _observe(self, now: float) -> DecisionInputs:
         """Take the window since the last change and learn from it."""
-        current = self._actuator.current_allocation
-        since_s = now - self.limits.window_s
+        current, limits = self._actuator.current_allocation, self.limits
+        since_s, slo = now - limits.window_s, self.slo_constraints
         if self._state.last_change_s is not None:
             since_s = max(since_s, self._state.last_change_s)
         snapshot = self._collector.snapshot(now=now, since_s=since_s)
@@ -193,12 +202,10 @@ class SLOAwareResourceController:
             snapshot, running_tpot=running.tpot, prefill_duty=running.prefill_duty
         )
         model = self._fitter.model
-        if min(snapshot.ttft.count, snapshot.tpot.count) >= self.limits.min_samples:
-            percentile = self.slo_constraints.percentile
+        if min(snapshot.ttft.count, snapshot.tpot.count) >= limits.min_samples:
+            percentile = slo.percentile
             model = self._fitter.observe(snapshot, current, percentile=percentile)
-        return DecisionInputs(
-            snapshot, current, self.slo_constraints, model, self.limits, self._state
-        )
+        return DecisionInputs(snapshot, current, slo, model, limits, self._state)
 
     def _note_violation(self, inputs: DecisionInputs, decision: Decision) -> None:
         """Log the start and the end of an episode of failing SLOs, once each."""
@@ -208,7 +215,7 @@ class SLOAwareResourceController:
         is_violating = any(inputs.observed_ms(r) > inputs.target_ms(r) for r in workers)
         if is_violating == self._is_violating:
             return
-        constraints = self.slo_constraints
+        constraints = inputs.constraints
         figures = (
             f"TTFT P{constraints.percentile} {inputs.observed_ms(PREFILL):.1f} ms "
             f"(target {constraints.ttft_target_ms:.1f}), "

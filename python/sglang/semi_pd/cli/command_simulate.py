@@ -162,7 +162,7 @@ def _run_controller(
 ) -> ControlledRun:
     from sglang.semi_pd.control.control_pace import ControlPace
     from sglang.semi_pd.simulation.simulation import simulate_controlled
-    from sglang.semi_pd.slo_types import ControlLimits, ControlMode
+    from sglang.semi_pd.slo_types import ControlMode
     from sglang.semi_pd.sm_allocation import SMAllocation
 
     overlap = options.enable_sm_overlap
@@ -177,12 +177,10 @@ def _run_controller(
         trace.part(0, options.gpus),
         SMAllocation.parse(options.controller).validate(allow_overlap=overlap),
         constraints,
-        limits=ControlLimits(
+        limits=pace.limits(
             mode=ControlMode(options.slo_mode),
             allow_overlap=overlap,
             max_percentage=100 if overlap else 90,
-            cooldown_s=pace.cooldown_s,
-            window_s=pace.window_s,
             offers=coefficients.offers(offers),
         ),
         coefficients=coefficients,

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from sglang.semi_pd.slo_types import ControlLimits
 
 _COOLDOWN_S = 15.0  # where only latencies that are over tell how a split does
 _LEAST_INTERVAL_S = 1.0
+_CHEAP_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +21,14 @@ class ControlPace:
         interval_s: time between two looks.
         window_s: how far back a decision looks.
         cooldown_s: least time between two moves.
+        is_cheap: whether a wrong move costs next to nothing, for it can be undone at
+            the next look: then neither proof nor much promise is asked of one.
     """
 
     interval_s: float
     window_s: float
     cooldown_s: float
+    is_cheap: bool = False
 
     @classmethod
     def for_move(
@@ -46,4 +53,11 @@ class ControlPace:
             interval_s=looks_every_s,
             window_s=min(window_s, max(5 * looks_every_s, 10 * cost_s)),
             cooldown_s=max(2 * looks_every_s, 4 * cost_s),
+            is_cheap=cost_s <= _CHEAP_S,
         )
+
+    def limits(self, **more: Any) -> ControlLimits:
+        """Return limits that suit this rhythm; ``more`` are those it leaves open."""
+        if self.is_cheap:
+            more = {"decisive_excess": 1.0, "least_gain": 0.05, **more}
+        return ControlLimits(cooldown_s=self.cooldown_s, window_s=self.window_s, **more)

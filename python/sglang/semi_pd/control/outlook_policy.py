@@ -21,6 +21,9 @@ from sglang.semi_pd.control.split_outlook import Outlook, outlooks, plain_outloo
 from sglang.semi_pd.slo_types import ControlMode, Decision, Reason
 from sglang.semi_pd.utils import InstanceRole
 
+# Where so few requests would be inside both targets, none are counted on.
+_HOPELESS = 0.05
+
 
 def decide_by_outlook(inputs: DecisionInputs) -> Decision:
     """Keep the split while it meets both SLOs, else take the best offer that helps."""
@@ -33,8 +36,8 @@ def decide_by_outlook(inputs: DecisionInputs) -> Decision:
         return _explained(keep(inputs, Reason.COOLING_DOWN), present, failing)
     if not _is_confirmed(inputs, present):
         return _explained(keep(inputs, Reason.AWAITING_CONFIRMATION), present, failing)
-    best = min([present, *_allowed(inputs, others)], key=lambda one: one.excess)
-    if best.excess > present.excess * (1 - inputs.limits.least_gain):
+    best = max([present, *_allowed(inputs, others)], key=_merit)
+    if not _helps(inputs, best, present):
         hopeless = inputs.state.hopeless_windows + (len(failing) == 1)
         inputs = replace(inputs, state=replace(inputs.state, hopeless_windows=hopeless))
         kept = keep(inputs, _why_kept(failing), _advice(inputs, best))
@@ -42,6 +45,18 @@ def decide_by_outlook(inputs: DecisionInputs) -> Decision:
     reason = _why_changed(best, failing)
     changed = change(inputs, best.allocation, reason, _advice(inputs, best))
     return _explained(changed, best, failing)
+
+
+def _merit(outlook: Outlook) -> tuple[float, float]:
+    """More requests inside both targets; where none will be, the lesser excess."""
+    return (outlook.share if outlook.share > _HOPELESS else 0.0, -outlook.excess)
+
+
+def _helps(inputs: DecisionInputs, best: Outlook, present: Outlook) -> bool:
+    """Whether a move promises more than the noise of an outlook."""
+    if best.share > _HOPELESS:
+        return best.share - present.share >= inputs.limits.least_gain
+    return best.excess <= present.excess * (1 - inputs.limits.least_gain)
 
 
 def _failing(inputs: DecisionInputs, present: Outlook) -> tuple[InstanceRole, ...]:

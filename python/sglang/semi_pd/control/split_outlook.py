@@ -26,6 +26,12 @@ from sglang.semi_pd.sm_allocation import SMAllocation
 
 # A steady queue is not estimated closer than this to saturation, where it diverges.
 _HIGHEST_LOAD = 0.97
+# The mean wait in a settled queue with even service, in prompts' own time.
+_TAIL = 0.5
+# Moments of the horizon at which a prompt's wait is looked at.
+_MOMENTS = 8
+# Standard deviation of the logarithm of TPOT between requests, at least.
+_LEAST_SPREAD = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,8 @@ class Outlook:
     tpot_ms: float
     excess: float
     """The worse of the two latencies over its target; at most 1 where both are met."""
+    share: float = 0.0
+    """Part of the requests, 0 to 1, that is expected to meet both targets."""
 
 
 def can_judge(inputs: DecisionInputs) -> bool:
@@ -88,7 +96,8 @@ def _outlook(inputs: DecisionInputs, here: WorkerSpeeds, offer: SplitOffer) -> O
     ttft_ms = _ttft_ms(inputs, s_per_token)
     tpot_ms = _tpot_ms(inputs, here, there, s_per_token)
     excess = _excess(inputs, ttft_ms, tpot_ms)
-    return Outlook(offer.allocation, ttft_ms, tpot_ms, excess)
+    share = _share_of_ttft(inputs, s_per_token) * _share_of_tpot(inputs, tpot_ms)
+    return Outlook(offer.allocation, ttft_ms, tpot_ms, excess, share)
 
 
 def _excess(inputs: DecisionInputs, ttft_ms: float, tpot_ms: float) -> float:
@@ -97,18 +106,54 @@ def _excess(inputs: DecisionInputs, ttft_ms: float, tpot_ms: float) -> float:
 
 def _ttft_ms(inputs: DecisionInputs, s_per_token: float) -> float:
     """Average over the horizon of what a prompt waits, at the SLO's percentile."""
+    first, growth = _backlog(inputs, s_per_token)
+    ahead = (first + max(0.0, first + growth)) / 2
+    return 1e3 * ahead * s_per_token + _steady_ttft_ms(inputs, s_per_token)
+
+
+def _backlog(inputs: DecisionInputs, s_per_token: float) -> tuple[float, float]:
+    """Prompt tokens before one that arrives now, and how many more in a horizon."""
     snapshot, horizon_s = inputs.snapshot, inputs.limits.horizon_s
     waiting = max(0.0, snapshot.waiting_prompt_tokens - snapshot.mean_input_length)
-    grows_by = (snapshot.prompt_tokens_per_s - 1 / s_per_token) * horizon_s
-    ahead = (waiting + max(0.0, waiting + grows_by)) / 2
-    return 1e3 * ahead * s_per_token + _steady_ttft_ms(inputs, s_per_token)
+    return waiting, (snapshot.prompt_tokens_per_s - 1 / s_per_token) * horizon_s
+
+
+def _share_of_ttft(inputs: DecisionInputs, s_per_token: float) -> float:
+    """Part of the prompts of the horizon whose wait leaves TTFT inside its target."""
+    own_s = inputs.snapshot.mean_input_length * s_per_token
+    load = min(_HIGHEST_LOAD, inputs.snapshot.prompt_tokens_per_s * s_per_token)
+    scale_s = max(1e-9, own_s * _TAIL * load / (1 - load))
+    room_s = inputs.target_ms(PREFILL) / 1e3 - own_s
+    first, growth = _backlog(inputs, s_per_token)
+    inside = 0.0
+    for moment in range(_MOMENTS):
+        ahead = max(0.0, first + growth * (moment + 0.5) / _MOMENTS)
+        room = max(0.0, room_s - s_per_token * ahead)
+        inside -= math.expm1(-room / scale_s)
+    return inside / _MOMENTS
+
+
+def _share_of_tpot(inputs: DecisionInputs, tpot_ms: float) -> float:
+    """Part of the running requests whose TPOT would be inside its target.
+
+    ``tpot_ms`` is at the SLO's percentile. A request's TPOT is a mean over many paces,
+    so requests differ less than the paces of one look do.
+    """
+    if tpot_ms <= 0:
+        return 1.0
+    snapshot = inputs.snapshot
+    paces = snapshot.running_tpot if snapshot.running_tpot.count else snapshot.tpot
+    middle = paces.p50_ms / paces.at(inputs.constraints.percentile)
+    spread = max(_LEAST_SPREAD, -math.log(middle) / 3)
+    distance = math.log(inputs.target_ms(DECODE) / (tpot_ms * middle)) / spread
+    return 0.5 * math.erfc(-distance / math.sqrt(2))
 
 
 def _steady_ttft_ms(inputs: DecisionInputs, s_per_token: float) -> float:
     """A prompt's own time and its wait in a settled queue (M/D/1's tail)."""
     snapshot = inputs.snapshot
     load = min(_HIGHEST_LOAD, snapshot.prompt_tokens_per_s * s_per_token)
-    tail = -0.5 * math.log(1 - inputs.constraints.percentile / 100)
+    tail = -_TAIL * math.log(1 - inputs.constraints.percentile / 100)
     own_ms = 1e3 * snapshot.mean_input_length * s_per_token
     return own_ms * (1 + tail * load / (1 - load))
 

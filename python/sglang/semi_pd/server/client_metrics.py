@@ -7,6 +7,7 @@ tokenising and queueing. Lives in the main process, on its event loop.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _NOBODYS = ("HEALTH_CHECK", rehearsal.PREFIX)
 """How ids of requests begin that no client sent."""
+_SWEEP_S = 1.0
 
 
 class ClientMetrics:
@@ -30,6 +32,8 @@ class ClientMetrics:
     def __init__(self, window_s: float) -> None:
         self.collector = SemiPDMetricsCollector(window_s, progress=self._tokens_so_far)
         self._generating: set[str] = set()
+        self._open: set[str] = set()
+        self._swept_s = 0.0
         self._states: Mapping[str, Any] = {}
 
     def sent(self, manager: TokenizerManager, message: Any) -> None:
@@ -55,13 +59,29 @@ class ClientMetrics:
                 self.collector.record_first_token(rid, now=first)
             if state.finished:
                 self._generating.discard(rid)
+                self._open.discard(rid)
                 self.collector.record_request_completion(
                     rid, len(state.output_ids), now=state.time_stats.finished_time
                 )
 
+        self._forget_gone()
+
+    def _forget_gone(self) -> None:
+        """Drop requests whose client went away: SGLang forgets those without a word.
+
+        Only here, where no output is half dealt with.
+        """
+        now = time.monotonic()
+        if now - self._swept_s < _SWEEP_S:
+            return
+        self._swept_s = now
+        for rid in [rid for rid in self._open if rid not in self._states]:
+            self.aborted(rid)
+
     def aborted(self, rid: str) -> None:
         """A request was dropped while it waited."""
         self._generating.discard(rid)
+        self._open.discard(rid)
         self.collector.record_abort(rid)
 
     def _arrived(self, manager: TokenizerManager, request: Any) -> None:
@@ -70,6 +90,8 @@ class ClientMetrics:
             return
         state = manager.rid_to_state.get(request.rid)
         created = state.time_stats.created_time if state is not None else None
+        if state is not None:
+            self._open.add(request.rid)
         self.collector.record_request_arrival(
             request.rid,
             len(input_ids),

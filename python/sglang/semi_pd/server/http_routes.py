@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from sglang.semi_pd.monitoring.dashboard_page import DashboardPage
 from sglang.semi_pd.server.reallocate_route import Reallocation
+from sglang.semi_pd.server.slo_route import ControllerChange
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def install(app: FastAPI, coordinator: SemiPDCoordinator) -> None:
     from sglang.srt.utils.auth import AuthLevel, auth_level
 
     reallocation = Reallocation(coordinator)
+    controller = ControllerChange(coordinator)
     page = _page()
 
     async def status() -> dict[str, Any]:
@@ -103,9 +105,14 @@ def install(app: FastAPI, coordinator: SemiPDCoordinator) -> None:
     async def reallocate(request: Request) -> JSONResponse:
         return await reallocation.answer(request)
 
+    @auth_level(AuthLevel.ADMIN_OPTIONAL)
+    async def slo(request: Request) -> JSONResponse:
+        return await controller.answer(request)
+
     app.add_api_route("/semi_pd/status", status, methods=["GET"])
     app.add_api_route("/semi_pd/history", history, methods=["GET"])
     app.add_api_route("/semi_pd/reallocate", reallocate, methods=["POST"])
+    app.add_api_route("/semi_pd/slo", slo, methods=["POST"])
     app.add_api_route(PAGE, dashboard, methods=["GET"], include_in_schema=False)
     if coordinator.server_args.enable_metrics:
         _add_metrics(app, coordinator)

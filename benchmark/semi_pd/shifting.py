@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Does the controller hold SLOs that no split that stays can hold?
+
+One green server. The load turns between prefill-heavy and decode-heavy; three probes
+set how heavy both are and the TPOT target (``shifting_load``). Then the same requests
+are served with the controller moving the split, under splits that stay, and undivided.
+A split that stays is given up once it cannot reach the best of those before it: what
+it could have reached at most is reported then. Besides: the decode step with the
+controller off and on. Everything is kept in ``shifting.json`` as it is measured.
+
+    python benchmark/semi_pd/shifting.py run --out /tmp/shifting --budget 550 \\
+        --model-path $MODEL --calibration .../h200_llama3_8b_green.json \\
+        -- --load-format dummy --skip-tokenizer-init --disable-radix-cache
+    python benchmark/semi_pd/shifting.py report --out /tmp/shifting
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import shifting_report
+from shifting_client import Server
+from shifting_trial import Trial
+from systems import NotReadyError, RunningServer, System
+
+
+def run(options: argparse.Namespace) -> None:
+    """Start the server, measure, end it."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    prefill, decode = options.static[0].split("/")
+    flags = (
+        *("--enable-semi-pd", "--enable-sm-overlap", "--sm-partition-backend", "green"),
+        *("--initial-prefill-sm", prefill, "--initial-decode-sm", decode),
+        *("--slo-decision-log", str(options.out / "decisions.jsonl")),
+        *(("--slo-calibration", options.calibration) if options.calibration else ()),
+    )
+    server = RunningServer(
+        System("server", flags), options.common, options.port, options.out
+    )
+    server.start(options.deadline - time.monotonic())
+    try:
+        print(f"ready after {server.ready_s:.0f} s", flush=True)
+        trial = Trial(options, Server(server.url))
+        trial.found["ready_s"] = server.ready_s
+        trial.run()
+    finally:
+        server.stop()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("run", help="measure, then report")
+    report = commands.add_parser("report", help="print the table, draw the plots")
+    for command in (measure, report):
+        command.add_argument("--out", type=Path, required=True)
+    measure.add_argument("--model-path", required=True)
+    measure.add_argument("--calibration", help="speeds of splits, for the controller")
+    measure.add_argument("--budget", type=float, default=3600.0, help="seconds in all")
+    measure.add_argument("--slo-ttft", type=float, default=1200.0, help="milliseconds")
+    measure.add_argument(
+        "--favouring",
+        nargs=2,
+        metavar=("PREFILL", "DECODE"),
+        default=["90/100", "50/100"],
+        help="splits that the probes run under",
+    )
+    measure.add_argument(
+        "--static",
+        nargs="+",
+        default=["80/100", "100/100", "90/100", "70/100"],
+        help="splits that stay, the likeliest best first; the controller starts there",
+    )
+    measure.add_argument("--phase-seconds", type=float, default=60.0)
+    measure.add_argument(
+        "--edge-seconds", type=float, default=30.0, help="before it and after it"
+    )
+    measure.add_argument(
+        "--least-edge-seconds", type=float, default=20.0, help="where time is short"
+    )
+    measure.add_argument("--probe-seconds", type=float, default=9.0)
+    measure.add_argument("--cost-rounds", type=int, default=5)
+    measure.add_argument("--drain", type=float, default=12.0, help="after arrivals end")
+    measure.add_argument("--vocabulary", type=int, default=100_000)
+    measure.add_argument(
+        "--shrink", type=int, default=1, help="divide all lengths by it"
+    )
+    measure.add_argument("--seed", type=int, default=0)
+    measure.add_argument("--port", type=int, default=31000)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; what follows ``--`` are flags of the server."""
+    began = time.monotonic()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    options = _parser().parse_args(given[:cut])
+    if options.command == "run":
+        options.deadline = began + options.budget
+        options.common = ["--model-path", options.model_path, *given[cut + 1 :]]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        try:
+            run(options)
+        except (NotReadyError, OSError, RuntimeError, ValueError) as error:
+            print(f"ended early: {error!r}", flush=True)
+            if not (options.out / shifting_report.FILE).exists():
+                return 1
+    print(shifting_report.make(options.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``shifting.py`` measures of one server, step by step."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import shifting_report
+from controller_cost import interval, round_ms
+from loads import Request
+from records import Record, Slo, attainment
+from shifting_client import Flight, Server, keep_busy, send_all
+from shifting_load import (
+    DECODE_HEAVY,
+    DECODE_LOAD,
+    DECODE_PROBES,
+    PREFILL_HEAVY,
+    PREFILL_LOAD,
+    TPOT_ROOM,
+    Prompts,
+    Stretch,
+    arrivals,
+    capacity,
+    rate_for,
+    tpot_p90_ms,
+    within,
+)
+
+WARM_UP_S = 2.0
+PROBE_STREAMS = 24
+RUNS = 3.3
+"""So many whole runs are to fit into the time that is left after the probes."""
+SHORTEST_RUN_S = 40.0
+"""With less time left a split that stays is not begun."""
+
+
+class Trial:
+    """What is measured of one server, kept in one file."""
+
+    def __init__(self, options: argparse.Namespace, server: Server) -> None:
+        self._options, self._server = options, server
+        self._deadline = options.deadline
+        self._prompts = Prompts(options.vocabulary, options.seed)
+        self._parts = [
+            part.shrunk(options.shrink) for part in (PREFILL_HEAVY, DECODE_HEAVY)
+        ]
+        self._slo = Slo("both", options.slo_ttft)
+        self.found: dict[str, Any] = {"options": _plain(options), "runs": []}
+
+    def run(self) -> None:
+        """All of it, in the order of what matters most."""
+        self._warm_up()
+        rates = self._probe()
+        self._cost()
+        stretches = self._stretches(*rates)
+        requests = arrivals(stretches, self._options.seed)
+        self.found["requests"] = len(requests)
+        self._controlled(requests)
+        best = 0.0
+        for split in self._options.static:
+            if self._left() < SHORTEST_RUN_S:
+                self._say(f"{split}: not begun, no time is left")
+                continue
+            best = max(best, self._static(split, requests, best))
+
+    def _stretches(self, prefill_rate: float, decode_rate: float) -> list[Stretch]:
+        prefill, decode = self._parts
+        edge_s = self._edge_s()
+        self._keep(
+            edge_s=edge_s,
+            phase_s=self._options.phase_seconds,
+        )
+        return [
+            Stretch(decode, decode_rate, edge_s),
+            Stretch(prefill, prefill_rate, self._options.phase_seconds),
+            Stretch(decode, decode_rate, edge_s),
+        ]
+
+    def _edge_s(self) -> float:
+        """As long as wanted, or as time is left for three whole runs and a part."""
+        options = self._options
+        run_s = self._left() / RUNS - options.drain
+        return float(
+            min(
+                options.edge_seconds,
+                max(options.least_edge_seconds, (run_s - options.phase_seconds) / 2),
+            )
+        )
+
+    def _warm_up(self) -> None:
+        """Each split's first products and kernels are slow; none is measured."""
+        first = [Request(0.0, self._parts[0].input_len, 2)]
+        # A server without a warm-up of its own moves no split before its first request.
+        send_all(self._server, first, self._prompts.draw, drain_s=60.0)
+        for split in dict.fromkeys([*self._options.static, *self._options.favouring]):
+            self._server.move(split)
+            for part in self._parts:
+                shape = [Request(0.0, part.input_len, 16)] * 4
+                send_all(self._server, shape, self._prompts.draw, drain_s=30.0)
+        self._say("warm")
+
+    def _probe(self) -> tuple[float, float]:
+        """Set the TPOT target; return the rates of both parts, per second."""
+        options, (prefill, decode) = self._options, self._parts
+        for_prefill, for_decode = options.favouring
+        self._server.move(for_prefill)
+        source = random.Random(options.seed)
+        busy = keep_busy(
+            self._server,
+            lambda: Request(0.0, *prefill.draw(source)),
+            self._prompts.draw,
+            streams=PROBE_STREAMS,
+            seconds=options.probe_seconds,
+        )
+        self._server.settle()
+        self._keep(prefill_probe=[asdict(one) for one in busy.records])
+        tokens_per_s = capacity(
+            [
+                (flight.first_s, flight.request.input_len)
+                for flight in busy.flights
+                if flight.first_s is not None
+            ],
+            WARM_UP_S,
+        )
+        tpot_target = TPOT_ROOM * tpot_p90_ms(busy.records, WARM_UP_S)
+        self._slo = Slo("both", options.slo_ttft, tpot_target)
+        self._server.move(for_decode)
+        rates = [share * tokens_per_s / decode.input_len for share in DECODE_PROBES]
+        probes = [self._decode_probe(for_decode, rate) for rate in rates]
+        tpots = [tpot_p90_ms(records, WARM_UP_S) for records in probes]
+        wanted = rate_for(rates, tpots, DECODE_LOAD * tpot_target)
+        decode_rate = within(wanted, tokens_per_s, decode)
+        prefill_rate = PREFILL_LOAD * tokens_per_s / prefill.input_len
+        self._keep(
+            slo={"ttft_ms": self._slo.ttft_ms, "tpot_ms": tpot_target},
+            rates={"prefill_heavy": prefill_rate, "decode_heavy": decode_rate},
+            probe={
+                "prompt_tokens_per_s": tokens_per_s,
+                "decode_rates": rates,
+                "decode_tpot_p90_ms": tpots,
+                "decode_rate_wanted": wanted,
+                "records": [[asdict(one) for one in run] for run in probes],
+            },
+        )
+        self._say(
+            f"capacity {tokens_per_s:.0f} tokens/s; TPOT {tpot_target:.2f} ms; "
+            f"prefill-heavy {prefill_rate:.2f}/s, decode-heavy {decode_rate:.2f}/s "
+            f"(TPOT {tpots} ms at {rates})"
+        )
+        return prefill_rate, decode_rate
+
+    def _decode_probe(self, split: str, rate: float) -> list[Record]:
+        options = self._options
+        stretch = Stretch(self._parts[1], rate, options.probe_seconds * 1.5)
+        requests = arrivals([stretch], options.seed + 1)
+        run = send_all(self._server, requests, self._prompts.draw, drain_s=12.0)
+        self._server.settle()
+        return run.records
+
+    def _cost(self) -> None:
+        """Time between tokens with the controller off and on, in turns."""
+        options = self._options
+        measured = SimpleNamespace(
+            host="127.0.0.1",
+            input=64,
+            streams=16,
+            tokens=max(16, 192 // options.shrink),
+        )
+
+        async def rounds() -> list[tuple[float, float]]:
+            timeout, pairs = aiohttp.ClientTimeout(total=None), []
+            async with aiohttp.ClientSession(timeout=timeout) as http:
+                for number in range(options.cost_rounds + 1):
+                    took = {}
+                    modes = ["off", "advise"]
+                    for mode in modes if number % 2 else modes[::-1]:
+                        self._server.control(mode=mode)
+                        took[mode] = await round_ms(
+                            http, options.port, measured, number
+                        )
+                    if number:  # the first warms up
+                        pairs.append((took["off"], took["advise"]))
+            return pairs
+
+        pairs = asyncio.run(rounds())
+        self._server.control(mode="off")
+        off, on = (statistics.median(column) for column in zip(*pairs, strict=True))
+        self._keep(
+            controller_cost={
+                "off_ms": off,
+                "on_ms": on,
+                "difference_95": interval(pairs),
+                "rounds": pairs,
+            }
+        )
+        self._say(f"decode step: controller off {off:.3f} ms, on {on:.3f} ms")
+
+    def _controlled(self, requests: Sequence[Request]) -> None:
+        self._server.move(self._options.static[0])
+        targets = {
+            "ttft_target_ms": self._slo.ttft_ms,
+            "tpot_target_ms": self._slo.tpot_ms,
+        }
+        self._server.control(mode="follow", **targets)
+        try:
+            self._serve("controller", requests, never)
+        finally:
+            self._server.control(mode="off")
+
+    def _static(self, split: str, requests: Sequence[Request], best: float) -> float:
+        self._server.move(split)
+        most_misses = (1 - best) * len(requests)
+        return self._serve(split, requests, self._gives_up(most_misses))
+
+    def _gives_up(self, most_misses: float) -> Callable[[list[Flight], float], bool]:
+        looked_s = 0.0
+
+        def is_over(flights: list[Flight], now: float) -> bool:
+            nonlocal looked_s
+            if now - looked_s < 1.0:
+                return False
+            looked_s = now
+            missed = sum(flight.has_missed(self._slo, now) for flight in flights)
+            return missed > most_misses or self._left() < 0
+
+        return is_over
+
+    def _serve(
+        self,
+        name: str,
+        requests: Sequence[Request],
+        is_over: Callable[[list[Flight], float], bool],
+    ) -> float:
+        """Return the attainment, or 0 if the run was given up."""
+        run = send_all(
+            self._server,
+            requests,
+            self._prompts.draw,
+            drain_s=self._options.drain,
+            is_over=is_over,
+        )
+        self._server.settle()
+        records = run.records
+        if not run.was_given_up:
+            share, at_most = attainment(records, self._slo), None
+        else:
+            ends_s = max((flight.last_s for flight in run.flights), default=0.0)
+            missed = sum(flight.has_missed(self._slo, ends_s) for flight in run.flights)
+            share, at_most = 0.0, 1 - missed / len(requests)
+        self.found["runs"].append(
+            {
+                "name": name,
+                "attainment": share if at_most is None else None,
+                "at_most": at_most,
+                "records": [asdict(one) for one in records],
+                "samples": run.samples,
+            }
+        )
+        self._keep()
+        said = f"{share:.1%}" if at_most is None else f"at most {at_most:.1%}, given up"
+        self._say(f"{name}: {said}, {len(records)} of {len(requests)} requests")
+        return share
+
+    def _left(self) -> float:
+        return float(self._deadline - time.monotonic())
+
+    def _keep(self, **found: Any) -> None:
+        self.found |= found
+        path = self._options.out / shifting_report.FILE
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(self.found), encoding="utf-8")
+        partial.replace(path)
+
+    def _say(self, text: str) -> None:
+        print(f"[{self._left():5.0f} s left] {text}", flush=True)
+
+
+def never(flights: list[Flight], now: float) -> bool:
+    """A run that is served to its end."""
+    return False
+
+
+def _plain(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: str(value) for name, value in vars(options).items()}
