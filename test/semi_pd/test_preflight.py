@@ -94,6 +94,7 @@ def refusal(command: list[str], **environment: str) -> str:
         ("--enable-semi-pd --data-parallel-size 2", "one server per replica"),
         ("--enable-semi-pd --speculative-algorithm EAGLE", "does not support it yet"),
         ("--enable-semi-pd --enable-lora", "merge the adapter"),
+        ("--enable-semi-pd --tensor-parallel-size 1000", "--tp-size 1000 is refused"),
         ("--enable-semi-pd --log-level LOUD", "supported: critical"),
         ("--enable-semi-pd --sm-partition-backend mig", "supported: auto"),
         ("--enable-semi-pd --port 70000", "from 1 to 65535"),
