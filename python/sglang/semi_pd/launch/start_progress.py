@@ -23,6 +23,18 @@ class Phase:
     doing: str
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a process cannot start, in one line; the last that it says on that pipe."""
+
+    why: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """The exception's kind and words, without its traceback."""
+        return cls(" ".join(f"{type(error).__name__}: {error}".split()))
+
+
 class StartProgress:
     """One start: what each process is doing, printed as it changes.
 

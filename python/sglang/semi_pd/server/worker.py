@@ -59,7 +59,7 @@ class Worker:
             WorkerStartError: it ended instead.
         """
         try:
-            return self.ready.recv()
+            said = self.ready.recv()
         except EOFError:
             self.process.join(JOIN_TIMEOUT_S)
             raise WorkerStartError(
@@ -67,6 +67,13 @@ class Worker:
                 why=f"exit code {self.process.exitcode}; its own lines above say more",
                 mend="-9 is mostly the kernel short of memory: see dmesg",
             ) from None
+        if isinstance(said, start_progress.Failure):
+            raise WorkerStartError(
+                f"{self.spec.title} cannot start",
+                why=said.why,
+                mend="check the model and the flags; --log-level debug shows where",
+            )
+        return said
 
     def close(self) -> None:
         """Let go of an ended process."""
