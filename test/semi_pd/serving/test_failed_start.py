@@ -15,6 +15,23 @@ pytestmark = [pytest.mark.server, pytest.mark.usefixtures("needs_semi_pd")]
 ONE_MORE = pytest.mark.skipif(not IS_SOAK, reason="SEMI_PD_SOAK=1: one more start")
 
 
+def test_a_cache_too_small_for_any_request(
+    tiny_model: Path, second_flags: list[str]
+) -> None:
+    """Refused as a bad flag is, though only the loaded model tells."""
+    flags = [*COMMON_FLAGS, "--unified-memory-blocks=2", *second_flags]
+    server = Server(name="small", model=tiny_model, flags=flags)
+    try:
+        code = server.start().wait_exit(START_TIMEOUT_S + GRACE_S)
+        assert code == 2, server.failure(f"exit code {code}")
+        said = server.log()
+        assert "a KV cache of 16 tokens: it is refused" in said
+        assert "or drop the flag" in said
+        assert "Traceback" not in said
+    finally:
+        server.clean()
+
+
 @pytest.mark.parametrize("level", ["info", pytest.param("debug", marks=ONE_MORE)])
 def test_weights_that_end_too_early(
     level: str, tiny_model: Path, tmp_path: Path, second_flags: list[str]

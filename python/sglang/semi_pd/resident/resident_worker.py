@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.semi_pd.errors import ConfigError, SemiPDError
+from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.launch.start_progress import Failure, Phase
 from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.memory.memory_arena import ArenaBuilder, TensorRef
@@ -82,6 +82,8 @@ class Resident:
             page_size=runner.page_size,
         )
         current_platform.synchronize()
+        if spec.pool_bytes is not None:
+            _require_room(runner, supply, spec)
         if needs is not None:
             logger.info("%s", _memory_table(runner, self._manifest, needs))
 
@@ -115,8 +117,6 @@ def _load(spec: WorkerSpec, ready: Connection) -> Resident:
     """The resident; if it cannot be, the main process hears why and tells it."""
     try:
         return Resident(spec, lambda doing: ready.send(Phase(doing)))
-    except SemiPDError:
-        raise  # it says what, why and how to mend by itself
     except Exception as error:
         ready.send(Failure.of(error))
         if spec.server_args.log_level == "debug":
@@ -140,6 +140,18 @@ def _describe(runner: ModelRunner, builder: ArenaBuilder, supply: SupplyNew) -> 
         return Manifest(slot, epoch, handles, image, supply.refs, req_to_token, sizes)
 
     return manifest
+
+
+def _require_room(runner: ModelRunner, supply: SupplyNew, spec: WorkerSpec) -> None:
+    cache_bytes = sum(ref.extent for ref in supply.refs)
+    said = memory_plan.require_room(
+        tokens=runner.max_total_num_tokens,
+        context=runner.model_config.context_len,
+        token_bytes=cache_bytes // runner.max_total_num_tokens,
+        block_bytes=spec.server_args.unified_memory_block_size,
+    )
+    if said:
+        logger.warning("%s", said)
 
 
 def _needs(spec: WorkerSpec) -> memory_plan.WorkerNeeds | None:

@@ -56,7 +56,7 @@ class Worker:
         """A ``Phase`` of its start, or the last it says: what it has to tell of itself.
 
         Raises:
-            WorkerStartError: it ended instead.
+            SemiPDError: it ended instead.
         """
         try:
             said = self.ready.recv()
@@ -68,11 +68,7 @@ class Worker:
                 mend="-9 is mostly the kernel short of memory: see dmesg",
             ) from None
         if isinstance(said, start_progress.Failure):
-            raise WorkerStartError(
-                f"{self.spec.title} cannot start",
-                why=said.why,
-                mend="check the model and the flags; --log-level debug shows where",
-            )
+            raise said.as_error(self.spec.title)
         return said
 
     def close(self) -> None:
