@@ -11,6 +11,7 @@ import dataclasses
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,8 @@ def test_a_strangers_daemon_is_found_by_its_process(tmp_path: Path) -> None:
         environ = {"CUDA_MPS_PIPE_DIRECTORY": pipes}
         process = subprocess.Popen([program, "30"], env=environ)
         try:
+            while not Path(f"/proc/{process.pid}/environ").read_bytes():
+                time.sleep(0.001)  # the kernel is not through with exec yet
             assert mps_daemons.Daemon(process.pid, pipes) in list(mps_daemons.running())
             if is_refused:
                 said = refused(mps_daemons.require_no_stranger, {})
