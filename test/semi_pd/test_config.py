@@ -98,7 +98,7 @@ class TestFlags:
         parser = argparse.ArgumentParser()
         ServerArgs.add_cli_args(parser)
         options = {name for action in parser._actions for name in action.option_strings}
-        known = upstream_source.known_flags(upstream_source.root())
+        known = upstream_source.spellings(upstream_source.root()).keys()
         long = {name for name in options if name.startswith("--")}
         assert long - known - typed_flags.OUR_FLAGS == set()
         fields_without_flag = {"--stat-loggers", "--custom-sigquit-handler"}

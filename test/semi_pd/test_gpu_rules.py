@@ -11,6 +11,7 @@ import dataclasses
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,21 @@ def test_compute_mode_mig_and_age() -> None:
     assert "Volta" in refused(gpu_rules.require_divisible, pascal)
 
 
+def test_more_ranks_than_gpus_name_them() -> None:
+    gpu_rules.require_ranks([H200, SECOND], 0, 1, 2)
+    gpu_rules.require_ranks([H200, SECOND], 1, 2, 1)
+    said = refused(gpu_rules.require_ranks, [H200, SECOND], 1, 1, 2)
+    assert "the GPUs 1, 2, and 2 may be used" in said
+    assert "--base-gpu-id" in said
+
+
+def test_more_ranks_than_memory_nodes() -> None:
+    gpu_rules.require_nodes(1, {})
+    said = refused(gpu_rules.require_nodes, 1000, {})
+    assert "--tp-size 1000" in said and "NUMA node" in said
+    gpu_rules.require_nodes(1000, {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"})
+
+
 def test_weights_larger_than_what_is_free_name_the_holder() -> None:
     gpu_rules.require_room([H200], 16 * GIB, "model")
     full = dataclasses.replace(
@@ -101,6 +117,8 @@ def test_a_strangers_daemon_is_found_by_its_process(tmp_path: Path) -> None:
         environ = {"CUDA_MPS_PIPE_DIRECTORY": pipes}
         process = subprocess.Popen([program, "30"], env=environ)
         try:
+            while not Path(f"/proc/{process.pid}/environ").read_bytes():
+                time.sleep(0.001)  # the kernel is not through with exec yet
             assert mps_daemons.Daemon(process.pid, pipes) in list(mps_daemons.running())
             if is_refused:
                 said = refused(mps_daemons.require_no_stranger, {})

@@ -27,6 +27,8 @@ EXPECTED = {"light": 2, "server": 1, "inside": 3}
 SERVER_TIMEOUT_S = 600
 
 _BLOCK = re.compile(r"^<!-- test: (\w+) -->\n```python\n(.*?)^```", re.M | re.S)
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```\n", re.M | re.S)
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _METRIC_ROW = re.compile(r"^\| `(sglang:\w+)` \| (\w+) \| ([^|]+) \|", re.M)
 _FLAG_ROW = re.compile(r"^\| `--([a-z-]+)` \| ([^|]+) \|", re.M)
@@ -109,6 +111,30 @@ def code_without_words(code: str) -> str:
     return re.sub(r'f"[^"{]*', 'f"', "".join(code.split()))
 
 
+def test_both_guides_say_the_same() -> None:
+    """As far as it can be seen without reading: parts, commands, tables, names."""
+    one, other = (skeleton(text_of(guide)) for guide in GUIDES)
+    for part, found in one.items():
+        assert found == other[part], part
+
+
+def skeleton(text: str) -> dict[str, object]:
+    """What of a guide is the same in any language."""
+    prose = _FENCE.sub("", text)
+    shell = [block for kind, block in _FENCE.findall(text) if kind == "bash"]
+    printed = [block for kind, block in _FENCE.findall(text) if not kind]
+    return {
+        "levels of headings": re.findall(r"^(#+) ", prose, re.M),
+        "commands": [re.sub(r" +#.*", "", block) for block in shell],
+        "printed lines": printed,
+        "rows of tables": re.findall(r"^(\|).*\|$", prose, re.M),
+        "names": sorted(re.findall(r"`([^`\n]+)`", prose)),
+        "numbers of tables": [
+            sorted(_NUMBER.findall(row)) for row in re.findall(r"^\|.*", prose, re.M)
+        ],
+    }
+
+
 @pytest.mark.parametrize("guide", GUIDES)
 def test_flag_tables_are_complete_and_true(guide: str) -> None:
     rows = dict(_FLAG_ROW.findall(text_of(guide)))
@@ -152,11 +178,14 @@ def anchors(page: Path) -> set[str]:
     return {heading.replace(" ", "-") for heading in plain}
 
 
-def test_code_map_names_files_that_exist() -> None:
+def test_code_map_names_every_module_and_none_that_is_not_there() -> None:
     listed = (REPOSITORY / "docs" / "code_map.md").read_text(encoding="utf-8")
     python = REPOSITORY / "python"
-    for name in re.findall(r"`([\w/]+\.py)`", listed):
+    package = python / "sglang" / "semi_pd"
+    names = re.findall(r"`([\w/]+\.py)`", listed)
+    modules = (path for path in package.rglob("*.py") if path.name != "__init__.py")
+    assert {str(path.relative_to(package)) for path in modules} <= set(names)
+    for name in names:
         examples = REPOSITORY / "examples" / "semi_pd"
-        package = python / "sglang" / "semi_pd"
         places = (python, python / "sglang", package, examples, REPOSITORY)
         assert any((place / name).is_file() for place in places), name

@@ -7,6 +7,9 @@ bare environment can show is in ``test_packaging.py``.
 
 from __future__ import annotations
 
+import base64
+import csv
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-UV = shutil.which("uv")
+UV = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+"""On the PATH, or where ``make venv`` put it."""
 PYTHONS = ("3.10", "3.11", "3.12")
 INSTALL_TIMEOUT_S = 1500
 HAS_FLAG = (
@@ -83,6 +87,24 @@ class Environment:
         assert result.returncode == 0, result.stderr[-2000:]
         return result.stdout.strip()
 
+    def changed_files_of(self, name: str) -> list[str]:
+        """What is not as the distribution's own record has it, and what is too much."""
+        record = next(self.site.glob(f"{name}-*.dist-info")) / "RECORD"
+        changed, known = [], set()
+        for path, given, _ in csv.reader(record.read_text().splitlines()):
+            known.add(path)
+            if given:
+                kind, _, expected = given.partition("=")
+                digest = hashlib.new(kind, (self.site / path).read_bytes()).digest()
+                is_same = base64.urlsafe_b64encode(digest).decode() == f"{expected}="
+                changed += [] if is_same else [path]
+        there = (path for path in (self.site / name).rglob("*") if path.is_file())
+        names = {str(path.relative_to(self.site)) for path in there}
+        return [
+            *changed,
+            *(path for path in names - known if "__pycache__" not in path),
+        ]
+
     def leftovers(self) -> list[str]:
         """What of ours is in site-packages."""
         found = [*self.site.glob("*semi_pd*"), *self.site.glob("sglang/semi_pd*")]
@@ -138,6 +160,8 @@ def test_install_use_uninstall(
     assert environment.leftovers() == []
     plain = environment.says("python", "-c", HAS_FLAG)
     assert plain.startswith("False sglang.srt")
+    assert environment.changed_files_of("sglang") == []
+    assert "Semi-PD" not in environment.says("sglang", "serve", "--help")
 
     environment.install("--no-deps", sdist)
     assert environment.says("python", "-c", HAS_FLAG).startswith("True sglang.srt")

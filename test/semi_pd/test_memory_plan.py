@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.resident.memory_plan import (
     GIB,
     MIB,
     WorkerNeeds,
     extra_reserve,
+    require_room,
     table,
     worker_needs,
 )
@@ -62,3 +65,22 @@ def test_table_sums_to_the_gpu() -> None:
     sizes = [float(line.split()[-1]) for line in text.splitlines()[1:]]
     assert sizes[-1] == 140
     assert abs(sum(sizes[:-1]) - 140) < 0.05
+
+
+def room(tokens: int) -> str:
+    """Llama-3.1-8B has 128 KiB per token."""
+    return require_room(
+        tokens=tokens, context=131072, token_bytes=131072, block_bytes=4096
+    )
+
+
+def test_a_cache_bounded_to_less_than_one_request_is_told() -> None:
+    assert "of 4000 tokens, and one request may have 131072" in room(4000)
+    assert "give 4194304 blocks of 4096 bytes, or drop the flag" in room(4000)
+    assert not room(131072)
+
+
+def test_a_cache_in_which_nothing_would_run_is_refused() -> None:
+    """The guide's 2000 blocks of 4096 bytes, for such a model."""
+    with pytest.raises(ConfigError, match="a KV cache of 62 tokens: it is refused"):
+        room(62)

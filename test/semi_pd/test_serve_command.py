@@ -116,8 +116,7 @@ def test_help_has_the_flags_in_a_group_with_units_and_defaults(
     for field, (_, default, unit) in flag_rules.NUMBERS.items():
         if field != "unified_memory_blocks":
             assert f"(default: {default})" in helps[flag_rules.flag(field)]
-        if unit in ("milliseconds", "seconds", "bytes"):
-            assert unit in helps[flag_rules.flag(field)].lower()
+        assert unit in helps[flag_rules.flag(field)].lower()
     for field, share in flag_rules.SHARES.items():
         text = helps[flag_rules.flag(field)]
         assert "in percent" in text and f"(default: {share}" in text

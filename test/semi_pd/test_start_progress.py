@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 
 import pytest
+from sglang.semi_pd.errors import ConfigError, WorkerStartError
 from sglang.semi_pd.launch import start_progress
-from sglang.semi_pd.launch.start_progress import StartProgress
+from sglang.semi_pd.launch.start_progress import Failure, StartProgress
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -56,3 +58,16 @@ def test_nothing_is_said_unless_a_command_line_began_it(
     progress.end("ready")
     progress.enter("after the end")
     assert not lines(capsys)
+
+
+def test_a_failure_travels_as_it_was_said() -> None:
+    """An error of ours whole, another by its kind and words."""
+    refusal = ConfigError("a is refused", why="b", mend="c")
+    heard = pickle.loads(pickle.dumps(Failure.of(refusal))).as_error("who")
+    assert isinstance(heard, ConfigError)
+    assert heard.in_one_line() == "a is refused: b; c"
+    other = Failure.of(RuntimeError("of two\n  lines")).as_error("the resident")
+    assert isinstance(other, WorkerStartError)
+    assert other.what == "the resident cannot start"
+    assert other.why == "RuntimeError: of two lines"
+    assert other.mend

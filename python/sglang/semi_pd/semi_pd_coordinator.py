@@ -163,16 +163,11 @@ class SemiPDCoordinator:
         """Block until every process is ready; returns what each role's rank 0 said.
 
         Raises:
-            WorkerStartError: a process ended instead.
+            WorkerStartError: a process ended instead; ``end_processes`` ends the rest.
         """
         assert self.group is not None, "start_processes comes first"
-        try:
-            said = self.group.wait_ready()
-            self.partition.verify([worker.pid for worker in self.group.pair.workers])
-        except SemiPDError as error:
-            logger.error("Failed to initialize Semi-PD Coordinator: %s", error)
-            self.end_processes()
-            raise
+        said = self.group.wait_ready()
+        self.partition.verify([worker.pid for worker in self.group.pair.workers])
         resident = self.group.residents[0]
         self.memory = MemoryReader.of_resident(resident.spec.resident_socket)
         self._supervise()

@@ -55,8 +55,8 @@ class ServerArgs(ServerArgs):  # type: ignore[no-redef]
     enable_semi_pd: A[
         bool,
         Arg(
-            help="Serve with separate prefill and decode processes and a fixed "
-            "split of the GPU between them (default: off)."
+            help="Serve with separate prefill and decode processes and a split of "
+            "the GPU between them that moves on request only (default: off)."
         ),
         NS("semi_pd"),
     ] = False
@@ -94,8 +94,8 @@ class ServerArgs(ServerArgs):  # type: ignore[no-redef]
     unified_memory_page_size: A[
         int,
         Arg(
-            help="Memory page size, in effect with --unified-memory-blocks "
-            "(default: 16)."
+            help="Tokens of one page of the memory manager; without effect in a "
+            "server, where --page-size holds (default: 16)."
         ),
         NS("semi_pd"),
     ] = 16
@@ -124,7 +124,10 @@ class ServerArgs(ServerArgs):  # type: ignore[no-redef]
     ] = 30.0
     slo_monitoring_interval: A[
         float,
-        Arg(help="Time between two looks at the SLOs, in seconds (default: 10.0)."),
+        Arg(
+            help="Time between two looks at the SLOs, at most, in seconds "
+            "(default: 10.0)."
+        ),
         NS("semi_pd"),
     ] = 10.0
     slo_mode: A[

@@ -64,6 +64,7 @@ class Server:
     name: str
     model: Path
     flags: Sequence[str] = ()
+    command: Sequence[str] = (sys.executable, "-m", "sglang.launch_server")
     environment: dict[str, str] = field(default_factory=dict)
     port: int = 0
     ready_s: float = 0.0
@@ -124,12 +125,11 @@ class Server:
         self._place = Path(tempfile.mkdtemp(prefix="spd-", dir="/tmp"))
         for folder in ("run", "tmp"):
             (self._place / folder).mkdir(mode=0o700)
-        command = [sys.executable, "-m", "sglang.launch_server"]
-        command += ["--model-path", str(self.model), "--port", str(self.port)]
+        given = ["--model-path", str(self.model), "--port", str(self.port)]
         self._started = time.monotonic()
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, *self.flags],
+                [*self.command, *given, *self.flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

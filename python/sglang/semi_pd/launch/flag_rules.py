@@ -72,7 +72,7 @@ class Limit:
     @property
     def is_switch(self) -> bool:
         """Whether the flag takes no value on the command line."""
-        return self.supported[0] is False
+        return any(good is False for good in self.supported)
 
     def accepts(self, value: object) -> bool:
         """Whether this value, parsed or as typed, is supported."""

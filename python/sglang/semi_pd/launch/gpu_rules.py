@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sglang.semi_pd.errors import ConfigError
@@ -27,18 +28,21 @@ def check(line: CommandLine, environ: Mapping[str, str]) -> str:
     Raises:
         ConfigError: for the first rule that is broken.
     """
+    ranks = line.number("tp_size", int, 1)
     if (line.value("--device") or "cuda") != "cuda":
+        require_nodes(ranks, environ)
         return ""
     driver = read_driver()
-    if driver is None:
-        return no_gpu()
-    mps_daemons.require_no_stranger(environ)
-    first = line.number("base_gpu_id", int, 0)
-    count = line.number("tp_size", int, 1) * line.number("gpu_id_step", int, 1)
-    seen = visible(driver, environ)
+    seen = visible(driver, environ) if driver else ()
+    if driver is not None:
+        mps_daemons.require_no_stranger(environ)
     if not seen:
+        require_nodes(ranks, environ)
         return no_gpu()
-    gpus = seen[first : first + count]
+    first = line.number("base_gpu_id", int, 0)
+    step = line.number("gpu_id_step", int, 1)
+    require_ranks(seen, first, step, ranks)
+    gpus = seen[first : first + ranks * step : step]
     backend = line.value("--sm-partition-backend") or "auto"
     for gpu in gpus:
         require_shared(gpu)
@@ -65,6 +69,30 @@ def no_gpu() -> str:
         "no NVIDIA GPU: CPU mode, shares are of the cores "
         f"{cores[0]}-{cores[-1]} instead of SMs; for trying out, not for speed"
     )
+
+
+def require_nodes(ranks: int, environ: Mapping[str, str]) -> None:
+    """Refuse more ranks than this host has memory nodes, as SGLang does in the end."""
+    nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
+    if ranks > nodes and not environ.get("SGLANG_CPU_OMP_THREADS_BIND"):
+        raise ConfigError(
+            f"--tp-size {ranks} is refused",
+            why=f"without a GPU each rank needs a NUMA node, and this host has {nodes}",
+            mend=f"use --tp-size {nodes}, or name each rank's cores in "
+            "SGLANG_CPU_OMP_THREADS_BIND",
+        )
+
+
+def require_ranks(seen: Sequence[Gpu], first: int, step: int, ranks: int) -> None:
+    """Refuse more ranks than there are GPUs from ``first`` on, each ``step`` apart."""
+    places = range(first, first + ranks * step, step)
+    if places[-1] >= len(seen):
+        raise ConfigError(
+            f"--tp-size {ranks} is refused",
+            why=f"it would use the GPUs {', '.join(map(str, places))}, and "
+            f"{len(seen)} may be used",
+            mend="lower --tp-size, or check --base-gpu-id and CUDA_VISIBLE_DEVICES",
+        )
 
 
 def require_cuda(driver: Driver, torch_cuda: str) -> None:

@@ -64,7 +64,7 @@ def begin(notes: Sequence[str], *, forks: bool) -> None:
 def read(arguments: Sequence[str]) -> CommandLine:
     """The command line, understood with the flags of the installed SGLang."""
     root = upstream_source.root()
-    return CommandLine(arguments, upstream_source.known_flags(root))
+    return CommandLine(arguments, upstream_source.spellings(root))
 
 
 def check(line: CommandLine) -> list[str]:

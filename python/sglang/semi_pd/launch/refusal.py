@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a refused start ends: one line on stderr and exit code 2."""
+"""How a start ends that is refused, in one line, or that fails, in three."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 from _sglang_semi_pd_overlay import server_arguments
-from sglang.semi_pd.errors import SemiPDError
+from sglang.semi_pd.errors import ConfigError, SemiPDError
+from sglang.semi_pd.launch import start_progress
+
+logger = logging.getLogger(__name__)
 
 EXIT_CODE = 2
+FAILED = 1
+"""Exit code where the flags are good and something else is not."""
 
 
 def one_line(error: SemiPDError) -> str:
@@ -37,3 +43,29 @@ def exit_with_one_line() -> Iterator[None]:
         if server_arguments() is None:
             raise
         refuse(error)
+
+
+@contextmanager
+def exit_without_traceback(
+    *, end: Callable[[], None], shows_it: bool
+) -> Iterator[None]:
+    """In a process started to serve, let a start that fails end in what, why and mend.
+
+    Elsewhere, under somebody's Python program, the error goes on as it is.
+
+    Args:
+        end: ends what has been started so far.
+        shows_it: show the traceback all the same.
+    """
+    try:
+        yield
+    except SemiPDError as error:
+        start_progress.end()
+        end()
+        if server_arguments() is None:
+            raise
+        logger.error("Failed to initialize Semi-PD Coordinator: %s", error)
+        if shows_it:
+            raise
+        code = EXIT_CODE if isinstance(error, ConfigError) else FAILED
+        raise SystemExit(code) from None

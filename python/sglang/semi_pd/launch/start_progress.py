@@ -12,6 +12,8 @@ import threading
 import time
 from dataclasses import dataclass
 
+from sglang.semi_pd.errors import ConfigError, SemiPDError, WorkerStartError
+
 SILENCE_S = 10.0
 """After so long without a new phase the running ones are named again."""
 
@@ -21,6 +23,34 @@ class Phase:
     """What a process is doing now; children send it on the pipe of their readiness."""
 
     doing: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a process cannot start; the last that it says on that pipe."""
+
+    why: str
+    what: str = ""
+    mend: str = ""
+    is_refusal: bool = False
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """An error of ours as it is; of another its kind and words."""
+        if isinstance(error, SemiPDError):
+            is_refusal = isinstance(error, ConfigError)
+            return cls(error.why, error.what, error.mend, is_refusal)
+        return cls(" ".join(f"{type(error).__name__}: {error}".split()))
+
+    def as_error(self, who: str) -> SemiPDError:
+        """The error for the process that waits for ``who``."""
+        kind = ConfigError if self.is_refusal else WorkerStartError
+        return kind(
+            self.what or f"{who} cannot start",
+            why=self.why,
+            mend=self.mend
+            or "check the model and the flags; --log-level debug shows where",
+        )
 
 
 class StartProgress:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sglang.semi_pd.errors import ConfigError
@@ -28,16 +28,18 @@ OUR_FLAGS = frozenset(
 
 
 class CommandLine:
-    """Flags as typed, abbreviations expanded, the last of each kept.
+    """Flags as typed, abbreviations and aliases resolved, the last of each kept.
 
     Args:
         arguments: what follows the command.
-        known: every flag there is; empty if that could not be found out.
+        spellings: every flag of SGLang, with the one that stands for it; empty if that
+            could not be found out.
     """
 
-    def __init__(self, arguments: Sequence[str], known: Collection[str]) -> None:
-        self.flags_are_known = bool(known)
-        self.known = frozenset(known) | OUR_FLAGS
+    def __init__(self, arguments: Sequence[str], spellings: Mapping[str, str]) -> None:
+        self.flags_are_known = bool(spellings)
+        self.known = spellings.keys() | OUR_FLAGS
+        self._spellings = spellings
         self._values: dict[str, str | None] = {}
         self.unknown: list[str] = []
         self.positional = (
@@ -60,10 +62,12 @@ class CommandLine:
 
     def _expand(self, name: str) -> str | None:
         """The flag ``name`` stands for, as argparse would read it."""
-        if name in self.known:
-            return name
-        candidates = [flag for flag in self.known if flag.startswith(name)]
-        return candidates[0] if len(candidates) == 1 else None
+        if name not in self.known:
+            candidates = [flag for flag in self.known if flag.startswith(name)]
+            if len(candidates) != 1:
+                return None
+            name = candidates[0]
+        return self._spellings.get(name, name)
 
     @property
     def turns_semi_pd_on(self) -> bool:

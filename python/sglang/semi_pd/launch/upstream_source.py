@@ -13,31 +13,40 @@ _COMMAND_FLAGS = frozenset({"--model-type", "--help"})
 _FEWEST_FLAGS = 200
 _FIELD = re.compile(r"^    ([a-z][a-z0-9_]*): A\[", re.MULTILINE)
 _LITERAL = re.compile(r"[\"'](--[a-zA-Z0-9][\w-]*)[\"']")
+_NAMES = re.compile(r"(?:aliases=\[|cli_name=)([^\],]*[\],])")
 _VERSION = re.compile(r"^__version__ = version = '([^']+)'", re.MULTILINE)
 
 
-def known_flags(sglang_root: str) -> frozenset[str]:
-    """Every flag in SGLang's source; empty if the scan did not work."""
+def spellings(sglang_root: str) -> dict[str, str]:
+    """Every flag in SGLang's source, with the one that its field's name gives.
+
+    ``--data-parallel-size`` is ``--dp-size``. Empty if the scan did not work.
+    """
     try:
         with open(f"{sglang_root}/srt/server_args.py", encoding="utf-8") as file:
             text = file.read()
     except OSError:
-        return frozenset()
+        return {}
     pieces = _FIELD.split(text)
-    flags = set(_LITERAL.findall(text))
+    found = {name: name for name in (*_LITERAL.findall(text), *_COMMAND_FLAGS)}
     for field, definition in zip(pieces[1::2], pieces[2::2], strict=True):
-        flags.update(_field_flags(field, definition.partition("\n    def ")[0]))
-    return frozenset(flags | _COMMAND_FLAGS if len(flags) >= _FEWEST_FLAGS else ())
+        found.update(_field_flags(field, definition.partition("\n    def ")[0]))
+    return found if len(found) >= _FEWEST_FLAGS else {}
 
 
-def _field_flags(field: str, definition: str) -> list[str]:
-    """The flags SGLang derives from the name of one field of ``ServerArgs``."""
-    if "no_cli=True" in definition or "cli_name=" in definition:
-        return []
+def _field_flags(field: str, definition: str) -> dict[str, str]:
+    """The flags of one field of ``ServerArgs``: its own, derived or given, and more."""
+    if "no_cli=True" in definition:
+        return {}
     flag = flag_rules.flag(field)
+    names = _LITERAL.findall("".join(_NAMES.findall(definition)))
+    if "cli_name=" not in definition:
+        names.append(flag)
+    found = dict.fromkeys(names, flag)
     if "BooleanOptionalAction" in definition:
-        return [flag, flag.replace("--", "--no-", 1)]
-    return [flag]
+        negative = flag.replace("--", "--no-", 1)
+        found[negative] = negative
+    return found
 
 
 def version(sglang_root: str) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sglang.semi_pd.errors import ConfigError
+
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -21,6 +23,9 @@ for two workers of an 8B model on an H200 (docs/performance.md), graphs included
 PAIRS = 2
 """Two workers serve; two standbys take over from them."""
 BF16_BYTES = 2
+FEWEST_TOKENS = 128
+"""With fewer even SGLang's own first request waits for ever: room for its answer and
+decode's reserve are kept free beside its prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +76,31 @@ def table(parts: Mapping[str, int], total: int) -> str:
     width = max(map(len, rows))
     lines = [f"  {name:<{width}} {size / GIB:8.2f}" for name, size in rows.items()]
     return "\n".join(["GPU memory in GiB, reserves estimated:", *lines])
+
+
+def require_room(
+    *, tokens: int, context: int, token_bytes: int, block_bytes: int
+) -> str:
+    """What to say of a cache that the user bounded to less than one long request.
+
+    Args:
+        context: tokens that one request of the model may have.
+
+    Raises:
+        ConfigError: it is so small that no request would ever run.
+    """
+    if tokens >= context:
+        return ""
+    holds = f"--unified-memory-blocks leaves a KV cache of {tokens} tokens"
+    enough = -(-context * token_bytes // block_bytes)
+    mend = f"give {enough} blocks of {block_bytes} bytes, or drop the flag"
+    if tokens < FEWEST_TOKENS:
+        raise ConfigError(
+            f"{holds}: it is refused",
+            why=f"a token has {token_bytes} bytes, and {FEWEST_TOKENS} must fit",
+            mend=mend,
+        )
+    return f"{holds}, and one request may have {context}; {mend}"
 
 
 def _activation_bytes(config: Any, tp_size: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.semi_pd.errors import ConfigError
-from sglang.semi_pd.launch.start_progress import Phase
+from sglang.semi_pd.launch.start_progress import Failure, Phase
 from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.memory.memory_arena import ArenaBuilder, TensorRef
 from sglang.semi_pd.resident import memory_plan
@@ -81,6 +82,8 @@ class Resident:
             page_size=runner.page_size,
         )
         current_platform.synchronize()
+        if spec.pool_bytes is not None:
+            _require_room(runner, supply, spec)
         if needs is not None:
             logger.info("%s", _memory_table(runner, self._manifest, needs))
 
@@ -104,10 +107,21 @@ def serve(spec: WorkerSpec, ready: Connection) -> None:
     """Body of the resident process; returns when it is told to end."""
     # Before any thread exists: they inherit it, and a signal must wait for sigwait.
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
-    resident = Resident(spec, lambda doing: ready.send(Phase(doing)))
+    resident = _load(spec, ready)
     ResidentServer(spec.resident_socket, resident.answer).start()
     ready.send(resident.init_info())
     signal.sigwait(END_SIGNALS)
+
+
+def _load(spec: WorkerSpec, ready: Connection) -> Resident:
+    """The resident; if it cannot be, the main process hears why and tells it."""
+    try:
+        return Resident(spec, lambda doing: ready.send(Phase(doing)))
+    except Exception as error:
+        ready.send(Failure.of(error))
+        if spec.server_args.log_level == "debug":
+            raise
+        sys.exit(1)
 
 
 def _describe(runner: ModelRunner, builder: ArenaBuilder, supply: SupplyNew) -> Any:
@@ -126,6 +140,18 @@ def _describe(runner: ModelRunner, builder: ArenaBuilder, supply: SupplyNew) -> 
         return Manifest(slot, epoch, handles, image, supply.refs, req_to_token, sizes)
 
     return manifest
+
+
+def _require_room(runner: ModelRunner, supply: SupplyNew, spec: WorkerSpec) -> None:
+    cache_bytes = sum(ref.extent for ref in supply.refs)
+    said = memory_plan.require_room(
+        tokens=runner.max_total_num_tokens,
+        context=runner.model_config.context_len,
+        token_bytes=cache_bytes // runner.max_total_num_tokens,
+        block_bytes=spec.server_args.unified_memory_block_size,
+    )
+    if said:
+        logger.warning("%s", said)
 
 
 def _needs(spec: WorkerSpec) -> memory_plan.WorkerNeeds | None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.launch import start_progress, starting
+from sglang.semi_pd.launch.refusal import exit_without_traceback
 from sglang.semi_pd.server import fork_server, run_directory
 from sglang.semi_pd.server.drain import Drain
 from sglang.semi_pd.utils import InstanceRole
@@ -87,11 +89,18 @@ class MainProcessHooks:
         self._extend_http_server(coordinator)
         start_progress.enter("starting resident, prefill and decode")
         starting.on_end(coordinator.end_processes)
-        group = coordinator.start_processes(port_args)
+        failing = partial(
+            exit_without_traceback,
+            end=coordinator.end_processes,
+            shows_it=server_args.log_level == "debug",
+        )
+        with failing():
+            group = coordinator.start_processes(port_args)
         infos: list[dict[str, Any]] = []
 
         def wait_for_ready() -> None:
-            said = coordinator.wait_ready()
+            with failing():
+                said = coordinator.wait_ready()
             infos.append(said[InstanceRole.DECODE])
 
         result = SchedulerInitResult(

@@ -57,10 +57,10 @@ class Worker:
         """A ``Phase`` of its start, or the last it says: what it has to tell of itself.
 
         Raises:
-            WorkerStartError: it ended instead.
+            SemiPDError: it ended instead.
         """
         try:
-            return self.ready.recv()
+            said = self.ready.recv()
         except EOFError:
             self.process.join(JOIN_TIMEOUT_S)
             raise WorkerStartError(
@@ -68,6 +68,9 @@ class Worker:
                 why=f"exit code {self.process.exitcode}; its own lines above say more",
                 mend="-9 is mostly the kernel short of memory: see dmesg",
             ) from None
+        if isinstance(said, start_progress.Failure):
+            raise said.as_error(self.spec.title)
+        return said
 
     def close(self) -> None:
         """Let go of an ended process."""

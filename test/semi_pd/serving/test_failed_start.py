@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A start that fails after the checks says why in a few lines and leaves nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from harness import COMMON_FLAGS, GRACE_S, START_TIMEOUT_S, Server
+from workload import IS_SOAK
+
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("needs_semi_pd")]
+
+ONE_MORE = pytest.mark.skipif(not IS_SOAK, reason="SEMI_PD_SOAK=1: one more start")
+
+
+def test_a_cache_too_small_for_any_request(
+    tiny_model: Path, second_flags: list[str]
+) -> None:
+    """Refused as a bad flag is, though only the loaded model tells."""
+    flags = [*COMMON_FLAGS, "--unified-memory-blocks=2", *second_flags]
+    server = Server(name="small", model=tiny_model, flags=flags)
+    try:
+        code = server.start().wait_exit(START_TIMEOUT_S + GRACE_S)
+        assert code == 2, server.failure(f"exit code {code}")
+        said = server.log()
+        assert "a KV cache of 16 tokens: it is refused" in said
+        assert "or drop the flag" in said
+        assert "Traceback" not in said
+    finally:
+        server.clean()
+
+
+@pytest.mark.parametrize("level", ["info", pytest.param("debug", marks=ONE_MORE)])
+def test_weights_that_end_too_early(
+    level: str, tiny_model: Path, tmp_path: Path, second_flags: list[str]
+) -> None:
+    """As a download that broke off leaves them. A traceback is for ``debug`` only."""
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    flags = [*COMMON_FLAGS, f"--log-level={level}", *second_flags]
+    server = Server(name="broken", model=broken, flags=flags)
+    try:
+        code = server.start().wait_exit(START_TIMEOUT_S + GRACE_S)
+        assert code == 1, server.failure(f"exit code {code}")
+        assert not server.leftovers()
+        said = server.log()
+        place = said.index("Failed to initialize Semi-PD Coordinator: ")
+        what, why, mend = said[place:].splitlines()[:3]
+        assert "sglang::semi_pd_resident" in what
+        assert why.startswith("  why:  SafetensorError: ")
+        assert mend.startswith("  mend: ")
+        assert ("Traceback" in said) is (level == "debug")
+    finally:
+        server.clean()
