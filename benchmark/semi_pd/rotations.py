@@ -5,7 +5,8 @@
 Sends one of the benchmark's loads to a running Semi-PD server, first with the split at
 rest, then while it rotates between the given splits again and again. A rotation's worst
 gap is that of any stream, from the request for the split until a second after it
-serves. Splits that give prefill the same share leave first tokens comparable.
+serves. Splits that give prefill the same share leave first tokens comparable. A seed
+repeats arrivals and lengths; tokens differ from run to run.
 
     python benchmark/semi_pd/rotations.py --port 30000 --load mixed --rate 12 \\
         --splits 50/30 50/50 --times 20 --out rotations.json
@@ -77,6 +78,9 @@ class Client:
         self._options, self._http = options, http
         self._url = f"http://{options.host}:{options.port}"
         self._random = random.Random(options.seed)
+        self._tokens = (
+            random.Random()
+        )  # else a run finds another's prompts in the cache
         self._began = time.perf_counter()
         self._ends = False
         self.streams: list[Stream] = []
@@ -98,7 +102,7 @@ class Client:
 
     async def _send(self, prompt: int, tokens: int) -> None:
         params = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
-        ids = self._random.choices(
+        ids = self._tokens.choices(
             range(FIRST_TOKEN, self._options.vocabulary), k=prompt
         )
         body = {"input_ids": ids, "stream": True, "sampling_params": params}
