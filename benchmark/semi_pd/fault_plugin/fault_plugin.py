@@ -8,6 +8,7 @@ environment. What happens is chosen by a file in that directory:
     crash    the next worker that starts is ended by SIGABRT; this file goes with it
     gate     ... ends with one line and exit code 1, as when its numerics gate fails
     hang     ... stands still for ever
+    forward  ... is ended by SIGABRT when it is to compute its first batch
 """
 
 import contextlib
@@ -52,10 +53,21 @@ def _hang() -> None:
         time.sleep(3600)
 
 
+def _abort_at_first_batch() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(
+        "sglang.srt.managers.scheduler.Scheduler.run_batch",
+        lambda *_, **__: os.abort(),
+        HookType.AROUND,
+    )
+
+
 AT_START: dict[str, Callable[[], None]] = {
     "crash": os.abort,
     "gate": _fail_gate,
     "hang": _hang,
+    "forward": _abort_at_first_batch,
 }
 
 

@@ -180,10 +180,10 @@ class SemiPDCoordinator:
         """End every process and remove what the instance kept on disk."""
         self.is_running = False
         self.history.stop()
-        self.slo.stop()
         if self.supervisor is not None:
-            self.supervisor.stop()
+            self.supervisor.stop()  # first: the controller may be waiting for it
             self.supervisor = None
+        self.slo.stop()
         if self.group is not None:
             self.group.stop()
             self.group = None
@@ -202,7 +202,7 @@ class SemiPDCoordinator:
     def connect(self, manager: TokenizerManager, port_args: PortArgs) -> None:
         """Lead the messages of SGLang's TokenizerManager to the workers."""
         self.switchboard = Switchboard(
-            manager, port_args, self.run_directory, self._hear
+            manager, port_args, self.run_directory, self._hear, self._free_pages
         )
 
     @property
@@ -252,6 +252,9 @@ class SemiPDCoordinator:
     def _hear(self, message: SwitchNews) -> None:
         if self.supervisor is not None:
             self.supervisor.hear(message)
+
+    def _free_pages(self) -> int:
+        return self.memory.pages_free if self.memory else 0
 
     def _send(self, role: InstanceRole, message: Any) -> None:
         self.switchboard.send(role, message)

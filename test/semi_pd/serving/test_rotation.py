@@ -188,7 +188,7 @@ def test_a_worker_that_hangs_is_replaced(server: Server) -> None:
     require_nothing_leaked(server)
 
 
-@pytest.mark.parametrize("fault", ["crash", "gate", "hang"])
+@pytest.mark.parametrize("fault", ["crash", "gate", "hang", "forward"])
 def test_standbys_that_fail_change_nothing(
     server: Server, faults: Path, fault: str
 ) -> None:
@@ -205,6 +205,8 @@ def test_standbys_that_fail_change_nothing(
     rotation = "process_rotation_status"
     failed = [now[rotation]["failed_moves"] for now in (before, after)]
     assert failed[1] == failed[0] + FAILURES
+    good = disturb.run(server.url, disturb.rotating((60, 40)), times=1, streams=STREAMS)
+    assert not good.changed
     require_nothing_leaked(server)
 
 

@@ -51,7 +51,7 @@ class ClientMetrics:
         for rid, state, worker in zip(
             output.rids, states, output.time_stats, strict=True
         ):
-            if state is None:
+            if state is None or rid.startswith(_NOBODYS):
                 continue
             if rid not in self._generating:
                 self._generating.add(rid)

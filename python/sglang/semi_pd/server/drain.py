@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from sglang.semi_pd.launch.starting import SIGNALS
+from sglang.semi_pd.server import rehearsal
 from sglang.semi_pd.server.readiness import Cause, Readiness
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,12 @@ class Drain:
 
     def _running(self) -> int:
         """A request counts from its first byte on, SGLang's of its own as well."""
-        return max(self._readiness.under_way, len(self._manager.rid_to_state))
+        asked = [
+            rid
+            for rid in self._manager.rid_to_state
+            if not rid.startswith(rehearsal.PREFIX)
+        ]
+        return max(self._readiness.under_way, len(asked))
 
     def _end(self) -> None:
         """As uvicorn ends on Ctrl-C; the second time it waits for no connection.

@@ -43,6 +43,11 @@ class MemoryReader:
         cache_bytes = sum(ref.extent for ref in manifest.kv_buffers)
         return cls(table, cache_bytes // (table.layout.num_pages + 1))
 
+    @property
+    def pages_free(self) -> int:
+        """Pages that nobody owns or has leased."""
+        return self._table.pages_free
+
     def usage(self) -> dict[str, Any]:
         """Total, allocated, and who has it, as plain values."""
         return memory_usage.describe(self._table.usage(), self._block_bytes)

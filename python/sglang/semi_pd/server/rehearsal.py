@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
-PREFIX = "SEMI_PD_REHEARSAL"
+PREFIX = f"SEMI_PD_REHEARSAL_{secrets.token_hex(8)}"
+"""No client can have it."""
 TOKENS = 8
 LONG_PROMPT = 2048
 """Longer than any prefill that is captured as a graph."""
@@ -53,7 +55,7 @@ class Rehearsal:
 
     Args:
         generation: of the pair.
-        running: requests of clients that are under way.
+        running: requests of clients that decode runs.
     """
 
     def __init__(
@@ -66,10 +68,9 @@ class Rehearsal:
         self._requests = [(self._long(), GREEDY), (SHORT_PROMPT, GREEDY)]
         self._requests += [(SHORT_PROMPT, _sampling_of(one)) for one in running]
 
-    @property
-    def tokens(self) -> int:
-        """What it will have in the KV cache."""
-        return sum(length + TOKENS for length, _ in self._requests)
+    def pages(self, page_size: int) -> int:
+        """What it needs of the KV cache."""
+        return sum(-(-(n + TOKENS) // page_size) for n, _ in self._requests)
 
     async def run(self) -> None:
         """Return when every request has been answered."""

@@ -67,9 +67,14 @@ class RequestLedger:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def requests(self) -> list[TokenizedGenerateReqInput]:
-        """All that is in flight, as it was sent."""
-        return [entry.request for entry in self._requests.values()]
+    def running(self) -> list[TokenizedGenerateReqInput]:
+        """What clients have the first tokens of, as it was sent."""
+        states = self._manager.rid_to_state
+        return [
+            entry.request
+            for rid, entry in self._requests.items()
+            if rid in states and states[rid].output_ids
+        ]
 
     def resumptions(self, rids: Iterable[str] | None = None) -> list[Resume]:
         """How to go on with these requests, or with all, from what clients have."""

@@ -144,6 +144,8 @@ class RequestRouter:
         self._close_leaving()
         self._pair.close()
         self._use(generation)
+        for other in list(self._prepared):  # of a rotation that the death ended
+            self.discard(other)
         held, self._held = self._held or [], None
         for abort in self.ledger.give_up_hopeless():
             self._manager._handle_abort_req(abort)

@@ -45,6 +45,8 @@ class Rotation:
 
     Attributes:
         phases_s: seconds each stage took, by name.
+        is_switching: the new pair gets what arrives.
+        has_switched: the old pair has nothing left; it ends as it likes.
         must_recover: why the instance has to be recovered; empty if it need not.
     """
 
@@ -63,7 +65,7 @@ class Rotation:
         self._not_ready: list[Worker] = []
         self._unfinished: list[str] = []
         self._to_leave = 0
-        self._has_switched = False
+        self.has_switched = False
         self._to_rehearse: frozenset[type] = frozenset()
         self._pulse: Pulse | None = None
         self._stage_began = time.monotonic()
@@ -75,7 +77,8 @@ class Rotation:
     def begin(self) -> None:
         """Start the standbys."""
         group = self._group
-        group.standby = standby = group.launch_pair(self._allocation)
+        standby = group.launch_pair(self._allocation, is_standby=True)
+        group.standby = standby
         self._switchboard.prepare(standby.generation)
         self._not_ready = list(standby.workers)
 
@@ -108,7 +111,9 @@ class Rotation:
             self._fail(error)
 
     def abandon(self, why: str) -> None:
-        """The instance is being recovered; the split stays what it was."""
+        """It ends where it is; the split stays what it was."""
+        if self._pulse is not None:
+            self._pulse.close()
         self._done.set_exception(
             RotationError(f"{self._allocation} is not in force", why=why)
         )
@@ -142,7 +147,8 @@ class Rotation:
             if took > self._standby_timeout_s:
                 title = (silent or standby.workers[0]).spec.title
                 raise self._not_in_force(f"{title} stood still in its rehearsal")
-            if took < REHEARSAL_TIMEOUT_S or silent is not None:
+            patience = min(REHEARSAL_TIMEOUT_S, self._standby_timeout_s)
+            if took < patience or silent is not None:
                 return
             late = ", ".join(one.__name__ for one in self._to_rehearse)
             logger.warning("The new workers were not rehearsed in time: %s", late)
@@ -159,15 +165,20 @@ class Rotation:
             if worker.has_ended:
                 self.must_recover = f"{worker.spec.title} ended during the switch"
                 return
-        if not self._has_switched and not self._to_leave:
+        if not self.has_switched and not self._to_leave:
             # Clients need not wait until the processes have ended.
-            self._has_switched = True
+            self.has_switched = True
             self._switchboard.finish_switch(self._unfinished)
             self._end_stage("switch")
-        have_ended = all(worker.has_ended for worker in old.workers)
-        if not (self._has_switched and have_ended):
-            if time.monotonic() - self._stage_began > LEAVE_TIMEOUT_S:
+        is_late = time.monotonic() - self._stage_began > LEAVE_TIMEOUT_S
+        if not self.has_switched:
+            if is_late:
                 self.must_recover = "the old workers did not leave"
+            return
+        if not all(worker.has_ended for worker in old.workers):
+            if is_late:
+                for worker in old.workers:
+                    worker.process.kill()
             return
         self._end_stage("end of the old workers")
         self._group.pair, self._group.standby = new, None

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
-from sglang.semi_pd.errors import SemiPDError, WorkerStartError
+from sglang.semi_pd.errors import RotationError, SemiPDError, WorkerStartError
 from sglang.semi_pd.server.pulse import Pulse
 from sglang.semi_pd.server.rotation import Rotation
 from sglang.semi_pd.server.worker import Worker, wait_ready
@@ -37,6 +37,7 @@ LOOK_S = 0.5
 
 START_TIMEOUT_S = 300.0
 ATTEMPTS = 3
+ENDING = "the server ends"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,11 @@ class Supervisor:
         self._wake()
         if self._thread.ident is not None:
             self._thread.join()
+        if self._rotation is not None:
+            self._rotation.abandon(ENDING)
+        while not self._asked.empty():
+            _, done = self._asked.get()
+            done.set_exception(RotationError("The split does not move", why=ENDING))
 
     def rotate(self, allocation: SMAllocation) -> Future[Rotation]:
         """Bring a new pair with this split into service."""
@@ -123,6 +129,9 @@ class Supervisor:
         except SemiPDError as error:
             self._give_up(error)
         except Exception as error:
+            if self._is_ending:  # the event loop may have ended before this thread
+                logger.info("Ended amid a move or a recovery: %r", error)
+                return
             logger.exception("The supervisor failed")
             self._give_up(SemiPDError("The supervisor failed", why=repr(error)))
 
@@ -159,7 +168,7 @@ class Supervisor:
         """Why the pair cannot go on; empty if it can."""
         leaving = self._rotation is not None and self._rotation.is_switching
         for worker in self._group.pair.workers:
-            if worker in alive or (leaving and _exit_code(worker) == 0):
+            if worker in alive or (leaving and self._may_have_ended(worker)):
                 continue
             return f"{_named(worker)} ended with exit code {_exit_code(worker)}"
         hang_s = self._patience.hang_s
@@ -167,6 +176,11 @@ class Supervisor:
         if silent is None:
             return ""
         return f"{_named(silent)} has stood still for {hang_s:.0f} s"
+
+    def _may_have_ended(self, worker: Worker) -> bool:
+        """Whether the end of a worker that leaves is in order."""
+        assert self._rotation is not None, "it leaves for a rotation"
+        return self._rotation.has_switched or _exit_code(worker) == 0
 
     # A rotation
 

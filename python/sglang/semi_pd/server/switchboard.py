@@ -54,6 +54,7 @@ class Switchboard:
 
     Args:
         heard: called on the event loop with what a switch waits for.
+        free_pages: of the KV cache.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Switchboard:
         port_args: PortArgs,
         run_directory: Path,
         heard: Callable[[SwitchNews], None],
+        free_pages: Callable[[], int],
     ) -> None:
         self._manager = manager
         self.router = RequestRouter(manager, run_directory)
@@ -73,7 +75,7 @@ class Switchboard:
         )
         self._senders = SenderWatch(manager.recv_from_detokenizer)
         self._drained: asyncio.Future[None] | None = None
-        self._heard = heard
+        self._heard, self._free_pages = heard, free_pages
         self._rehearsing: asyncio.Task[None] | None = None
 
     def listen(self) -> None:
@@ -97,26 +99,23 @@ class Switchboard:
     def rehearse(self, generation: int) -> None:
         """Have a pair that is ready answer requests of our own, and get to know those
         of clients; ``heard`` tells when each is done."""
-        self._call(self._rehearse, generation)
+        self._call(self._rehearse, generation, self._free_pages())
 
     def discard(self, generation: int) -> None:
         """See ``RequestRouter``."""
-        self._call(self._end_rehearsal)
-        self._call(self.router.discard, generation)
+        self._call(self._after_rehearsal, self.router.discard, generation)
 
     def switch_to(self, generation: int) -> None:
         """See ``RequestRouter``."""
-        self._call(self.router.switch_to, generation)
+        self._call(self._after_rehearsal, self.router.switch_to, generation)
 
     def finish_switch(self, unfinished: list[str]) -> None:
         """See ``RequestRouter``."""
-        self._call(self._end_rehearsal)
         self._call(self.router.finish_switch, unfinished)
 
     def hold(self) -> None:
         """See ``RequestRouter``."""
-        self._call(self._end_rehearsal)
-        self._call(self.router.hold)
+        self._call(self._after_rehearsal, self.router.hold)
 
     def release_to(self, generation: int, gone: frozenset[int]) -> None:
         """See ``RequestRouter``."""
@@ -132,11 +131,12 @@ class Switchboard:
             DRAIN_TIMEOUT_S
         )
 
-    def _rehearse(self, generation: int) -> None:
-        running = self.router.ledger.requests()
+    def _rehearse(self, generation: int, free_pages: int) -> None:
+        running = self.router.ledger.running()
         rehearsal = Rehearsal(self._manager, generation, running)
-        pages = rehearsal.tokens // self._manager.server_args.page_size + 1
-        self.router.send_to(InstanceRole.PREFILL, MakeRoom(pages, 0))
+        missing = rehearsal.pages(self._manager.server_args.page_size) - free_pages
+        if missing > 0:
+            self.router.send_to(InstanceRole.PREFILL, MakeRoom(missing, 0))
         self.router.introduce(generation)
         self._rehearsing = asyncio.ensure_future(rehearsal.run())
         self._rehearsing.add_done_callback(
@@ -151,10 +151,12 @@ class Switchboard:
             logger.error("Generation %d: rehearsal failed: %r", generation, error)
         self._heard(Rehearsed(generation))
 
-    def _end_rehearsal(self) -> None:
+    def _after_rehearsal(self, function: Callable[..., None], *arguments: Any) -> None:
+        """What is not rehearsed by now must not stand before clients."""
         if self._rehearsing is not None:
             self._rehearsing.cancel()
             self._rehearsing = None
+        function(*arguments)
 
     async def _drain(self, pids: frozenset[int]) -> None:
         if self._manager.skip_tokenizer_init:

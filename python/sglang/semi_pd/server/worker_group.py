@@ -73,14 +73,18 @@ class WorkerGroup:
         self.residents = tuple(self._launch(InstanceRole.RESIDENT, allocation, 0))
         self.pair = self.launch_pair(allocation)
 
-    def launch_pair(self, allocation: SMAllocation) -> WorkerPair:
+    def launch_pair(
+        self, allocation: SMAllocation, *, is_standby: bool = False
+    ) -> WorkerPair:
         """Start the workers of the next generation."""
         self._generations += 1
         generation = self._generations
         workers = [
             worker
             for role in PAIR
-            for worker in self._launch(role, allocation, generation)
+            for worker in self._launch(
+                role, allocation, generation, is_standby=is_standby
+            )
         ]
         return WorkerPair(generation, allocation, tuple(workers))
 
@@ -117,12 +121,18 @@ class WorkerGroup:
             worker.close()
 
     def _launch(
-        self, role: InstanceRole, allocation: SMAllocation, generation: int
+        self,
+        role: InstanceRole,
+        allocation: SMAllocation,
+        generation: int,
+        *,
+        is_standby: bool = False,
     ) -> list[Worker]:
         started = []
         port_args = self._ports(role, generation)
         for rank in range(self._server_args.tp_size):
             spec = self._spec(role, rank, allocation, generation, port_args)
+            spec = dataclasses.replace(spec, is_standby=is_standby)
             process, ready = fork_server.launch(
                 worker_process.run,
                 spec,
@@ -147,6 +157,7 @@ class WorkerGroup:
         return WorkerSpec(
             role=role,
             generation=generation,
+            is_standby=False,
             server_args=role_server_args(args, role, changes_sms=changes_sms),
             port_args=port_args,
             gpu_id=args.base_gpu_id + rank * args.gpu_id_step,

@@ -26,7 +26,7 @@ from sglang.semi_pd.workers.borrowing_cache import (
 from sglang.semi_pd.workers.decode_room import DecodeRoom
 from sglang.semi_pd.workers.decode_succession import DecodeSuccession
 from sglang.semi_pd.workers.handover import adopt, find_row, flush, socket_of
-from sglang.semi_pd.workers.messages import Handover, LastGiveBack, Leave
+from sglang.semi_pd.workers.messages import Handover, LastGiveBack, Leave, Loan
 from sglang.semi_pd.workers.news_streamer import NewsStreamer
 from sglang.semi_pd.workers.penalties import count_adopted, count_as_undivided
 from sglang.semi_pd.workers.worker_scheduler import BATCH
@@ -113,6 +113,10 @@ class DecodeScheduler(DecodeSuccession):
         row = self._rows.pop(label, None)
         if row is None:
             row = find_row(self.memory.table, label, self.give_back)
+        if req.to_finish is not None and handover.request is not None:
+            # Aborted while its grammar was compiled: upstream has dropped its prompt,
+            # by which its KV is known.
+            req.origin_input_ids = handover.request.input_ids
         adopt(req, handover, row)
         req.semi_pd_borrowed = Borrowed(handover.loan, handover.is_settled)
         req.semi_pd_adoption = handover, time.monotonic()
@@ -174,16 +178,26 @@ class DecodeScheduler(DecodeSuccession):
         running = self.running_batch.batch_size() + len(self.waiting_queue)
         to_resume = queue.pages_to_resume
         self._room.demand(running, to_resume)
-        self.waiting_queue.extend(queue.resume_retracted_reqs())
+        resumed = queue.resume_retracted_reqs()
+        for req in resumed:
+            self._label_row(req)
+        self.waiting_queue.extend(resumed)
         adopted = queue.pop_adopted()
         for req in adopted:
             self.handover_times.joined(*req.semi_pd_adoption)
         self.waiting_queue.extend(adopted)
         is_running = not self.running_batch.is_empty()
         has_work = self.waiting_queue or is_running or queue.retracted_queue
-        self._room.keep_reserve(has_work=bool(has_work))
+        # A standby's reserve would be taken from the worker that serves.
+        self._room.keep_reserve(has_work=bool(has_work) and not self.is_standby)
         if is_running or to_resume:
             self._room.ask_ahead()
+
+    def _label_row(self, req: Req) -> None:
+        """Its row is a new one: let it be found again, as the one it was handed."""
+        loan: Loan = req.semi_pd_borrowed.loan
+        label = row_label(req.rid, loan.number)
+        self.memory.table.move_row(req.req_pool_idx, self.memory.manifest.slot, label)
 
     def get_next_disagg_decode_batch_to_run(
         self, running_batch: ScheduleBatch

@@ -47,6 +47,7 @@ class DecodeSuccession(EarlyAdoption):
         self._acquaintances = Acquaintances()
         self._introductions: Introductions | None = None
         self._prefill_has_left = False
+        self.is_standby = self.spec.is_standby
 
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
@@ -127,6 +128,7 @@ class DecodeSuccession(EarlyAdoption):
 
     def take_over(self, message: PassedOn) -> None:
         """Adopt all that the predecessor ran."""
+        self.is_standby = False
         table = self.memory.table
         slot = self.memory.manifest.slot
         self._rows = {found.label: found.row for found in table.labelled_rows(slot)}

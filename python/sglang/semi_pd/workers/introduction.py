@@ -38,8 +38,11 @@ class Introductions:
     def __init__(self, socket: zmq.Socket | None, reqs: Iterable[Req]) -> None:
         self.socket = socket
         self._next = deque(reqs)
-        self._introduced: set[str] = set()
+        self._introduced: dict[str, TokenizedGenerateReqInput] = {}
         self._is_over = False
+        if socket is not None:
+            # The successor may never be there to read: then this end must not wait.
+            socket.linger = 0
 
     def go_on(self) -> None:
         """Introduce the next few."""
@@ -47,7 +50,7 @@ class Introductions:
             return
         turn = [self._next.popleft() for _ in range(min(IN_ONE_TURN, len(self._next)))]
         requests = [req.semi_pd_request for req in turn if not req.finished()]
-        self._introduced.update(request.rid for request in requests)
+        self._introduced.update((request.rid, request) for request in requests)
         self._is_over = not self._next
         self._send(Introduced(requests, are_all=self._is_over))
 
@@ -56,7 +59,9 @@ class Introductions:
         self._send(PassedOn([self._shortened(one) for one in handovers]))
 
     def _shortened(self, handover: Handover) -> Handover:
-        if handover.request_id not in self._introduced:
+        # A client may have used an id again since.
+        introduced = self._introduced.get(handover.request_id)
+        if introduced is None or introduced is not handover.request:
             return handover
         return dataclasses.replace(handover, request=None)
 

@@ -20,6 +20,7 @@ class WorkerSpec:
 
     Attributes:
         generation: counts the pairs of workers; a rotation starts the next one.
+        is_standby: whether another pair serves until this one takes over.
         server_args: resolved for the role.
         port_args: the addresses of this worker.
         environment: the whole environment the process is to have.
@@ -33,6 +34,7 @@ class WorkerSpec:
 
     role: InstanceRole
     generation: int
+    is_standby: bool
     server_args: ServerArgs
     port_args: PortArgs
     gpu_id: int
