@@ -106,7 +106,7 @@ class ProcessRotationManager:
                 self._mechanism.apply(allocation)
             except RotationError as error:
                 self._failures += 1
-                self._last_failure = error.what
+                self._last_failure = error.in_one_line()
                 logger.warning("The split stays %s: %s", self._current, error)
                 return False
             self._moves += 1

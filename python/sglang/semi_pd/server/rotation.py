@@ -196,7 +196,9 @@ class Rotation:
         self.is_over = True
         if not isinstance(error, RotationError):
             error = RotationError(
-                f"{self._allocation} is not in force", why=error.what, mend=error.mend
+                f"{self._allocation} is not in force",
+                why=f"{error.what}: {error.why}" if error.why else error.what,
+                mend=error.mend,
             )
         # Its traceback would keep this rotation, and what its workers have open.
         self._done.set_exception(error.with_traceback(None))
