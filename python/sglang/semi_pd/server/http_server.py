@@ -101,6 +101,6 @@ class HTTPServerHooks:
 def _begin_to_hear() -> None:
     """On the event loop: take what workers say, and signals as the wish for a drain.
 
-    Upstream begins with its first request. A split may be moved before it, a worker die.
+    Upstream begins with its first request. A split may move before it, a worker die.
     """
     http_server.get_global_state().tokenizer_manager.auto_create_handle_loop()

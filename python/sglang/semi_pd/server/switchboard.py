@@ -188,7 +188,7 @@ class Switchboard:
         return done.result(LOOP_TIMEOUT_S)
 
     def _loop(self) -> Any:
-        """SGLang's event loop; it begins when the HTTP server does, or with a request."""
+        """SGLang's event loop; it begins with the HTTP server, or with a request."""
         while self._manager.event_loop is None:
             time.sleep(POLL_S)
         return self._manager.event_loop
