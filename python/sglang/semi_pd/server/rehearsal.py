@@ -15,8 +15,6 @@ import random
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.managers.io_struct import GenerateReqInput
-
 if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
@@ -91,6 +89,9 @@ class Rehearsal:
         return min(LONG_PROMPT, *most)
 
     async def _ask(self, number: int, length: int, sampling: dict[str, Any]) -> None:
+        # Here, for what reads a rehearsal's requests off metrics needs nothing of SGLang.
+        from sglang.srt.managers.io_struct import GenerateReqInput
+
         vocabulary = self._manager.model_config.vocab_size
         request = GenerateReqInput(
             rid=f"{PREFIX}_{self._generation}_{number}",
