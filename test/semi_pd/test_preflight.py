@@ -73,8 +73,9 @@ def refusal(command: list[str], **environment: str) -> str:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--enable-semi-pd --initial-prefill-sm 0", "from 1 to 100"),
-        ("--enable-semi-pd --initial-decode-sm=101", "from 1 to 100"),
+        ("--enable-semi-pd --initial-prefill-sm 0", "from 10 to 100"),
+        ("--enable-semi-pd --initial-decode-sm=101", "from 10 to 100"),
+        ("--enable-semi-pd --initial-prefill-sm 93 --initial-decode-sm 7", "-sm 7 is"),
         ("--enable-semi-pd --initial-decode-sm half", "whole number"),
         ("--enable-semi-pd --initial-prefill-sm 80", "--enable-sm-overlap"),
         ("--enable-semi-pd-coordinator --slo-ttft-target -5", "--slo-ttft-target -5"),
@@ -126,7 +127,7 @@ def test_both_commands(model: str, command: list[str]) -> None:
     line = refusal([*command, "--model", model, "--enable-semi-pd", "--initial-p", "0"])
     assert line == (
         "semi-pd: --initial-prefill-sm 0 is refused: a share of the SMs is a whole "
-        "percentage from 1 to 100; use for example --initial-prefill-sm 70 "
+        "percentage from 10 to 100; use for example --initial-prefill-sm 70 "
         "(docs/semi_pd_guide.md#the-first-start)"
     )
 

@@ -10,11 +10,17 @@ from pathlib import Path
 import pytest
 from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.partition import right_shares
-from sglang.semi_pd.partition.right_shares import RightShares, best, ranked, require
-from sglang.semi_pd.sm_allocation import SMAllocation
+from sglang.semi_pd.partition.right_shares import (
+    CANDIDATES,
+    RightShares,
+    best,
+    ranked,
+    require,
+)
+from sglang.semi_pd.sm_allocation import LEAST_PERCENTAGE, SMAllocation
 
 RIGHT_ON_H200 = (100, 95, 90, 50, 30, 25, 10, 5)
-H200 = {share: share in RIGHT_ON_H200 for share in range(5, 101, 5)}
+H200 = {share: share in RIGHT_ON_H200 for share in CANDIDATES}
 
 
 @pytest.mark.parametrize(
@@ -22,7 +28,7 @@ H200 = {share: share in RIGHT_ON_H200 for share in range(5, 101, 5)}
     [
         ("70/30", "disjoint", "50/50"),
         ("90/10", "disjoint", "90/10"),
-        ("95/5", "disjoint", "95/5"),
+        ("85/15", "disjoint", "90/10"),
         ("30/70", "disjoint", "50/50"),
         ("80/100", "overlap", "90/100"),
         ("100/100", "overlap", "100/100"),
@@ -36,8 +42,12 @@ def test_best_split_on_an_h200(wanted: str, mode: str, expected: str) -> None:
 
 def test_where_all_is_right_the_wanted_split_is_the_best() -> None:
     everywhere = dict.fromkeys(H200, True)
-    for split in (SMAllocation(70, 30), SMAllocation(5, 95)):
+    for split in (SMAllocation(70, 30), SMAllocation(10, 90)):
         assert best(split, everywhere, allow_overlap=False) == split
+
+
+def test_no_candidate_is_under_the_least_share() -> None:
+    assert min(CANDIDATES) == LEAST_PERCENTAGE
 
 
 def test_no_split_without_a_right_share() -> None:
@@ -50,7 +60,7 @@ def test_refusal_names_the_wrong_share_and_the_nearest_splits() -> None:
     with pytest.raises(ConfigError) as refused:
         require(SMAllocation(70, 30), H200, allow_overlap=False)
     assert "at 70 %" in str(refused.value)
-    assert "50/50, 90/10, 95/5" in str(refused.value)
+    assert "50/50, 90/10, 10/90" in str(refused.value)
     require(SMAllocation(50, 50), H200, allow_overlap=False)
 
 

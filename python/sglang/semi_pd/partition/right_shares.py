@@ -23,11 +23,15 @@ from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.partition import matrix_products
 from sglang.semi_pd.partition.matrix_products import WORST_ERROR
 from sglang.semi_pd.partition.mps import MPSDaemon
-from sglang.semi_pd.sm_allocation import SMAllocation
+from sglang.semi_pd.sm_allocation import (
+    FULL_PERCENTAGE,
+    LEAST_PERCENTAGE,
+    SMAllocation,
+)
 
 logger = logging.getLogger(__name__)
 
-CANDIDATES = tuple(range(100, 0, -5))
+CANDIDATES = tuple(range(FULL_PERCENTAGE, LEAST_PERCENTAGE - 1, -5))
 PROBE_TIMEOUT_S = 180.0
 SHOWN_CHARACTERS = 2000
 NAMED = 3
