@@ -89,7 +89,7 @@ class Rehearsal:
         return min(LONG_PROMPT, *most)
 
     async def _ask(self, number: int, length: int, sampling: dict[str, Any]) -> None:
-        # Here, for what reads a rehearsal's requests off metrics needs nothing of SGLang.
+        # Here: to tell a rehearsal's requests from others needs nothing of SGLang.
         from sglang.srt.managers.io_struct import GenerateReqInput
 
         vocabulary = self._manager.model_config.vocab_size
