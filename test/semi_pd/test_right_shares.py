@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.launch.start_progress import StartProgress
 from sglang.semi_pd.partition import right_shares
 from sglang.semi_pd.partition.right_shares import (
     CANDIDATES,
@@ -95,6 +96,37 @@ def test_verdicts_are_tried_once_and_kept(probe_log: Path, tmp_path: Path) -> No
     assert again.verdicts([70, 50]) == {70: False, 50: True}
     assert probe_log.read_text() == "3 50 70 60\n"
     assert os.stat(cache.parent).st_mode & 0o777 == 0o700
+
+
+def test_shares_are_counted_as_they_answer(
+    probe_log: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    progress = StartProgress()
+    progress.begin("starting")
+    monkeypatch.setattr(right_shares.start_progress, "enter", progress.enter)
+    RightShares(Daemon(), 0, tmp_path / "shares.json").verdicts([50, 70, 60])  # type: ignore[arg-type]
+    progress.end()
+    bars = [line.partition("[")[2] for line in capsys.readouterr().err.splitlines()]
+    assert bars[1:] == ["...] 0 of 3", "#..] 1 of 3", "##.] 2 of 3"]
+
+
+def test_a_probe_that_hangs_leaves_what_it_has_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import time\n"
+        """print('{"share": 50, "sms": 66, "error": 2e-3}', flush=True)\n"""
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(right_shares.matrix_products, "__file__", str(program))
+    monkeypatch.setattr(right_shares, "PROBE_TIMEOUT_S", 1.0)
+    shares = RightShares(Daemon(), 0, tmp_path / "shares.json")  # type: ignore[arg-type]
+    assert shares.verdicts([50, 70]) == {50: True, 70: False}
+    assert "1 shares gave no answer: no answer in 1 s" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"other": {"50": true}}'])
