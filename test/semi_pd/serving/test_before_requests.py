@@ -64,7 +64,7 @@ def test_the_split_moves_and_a_move_that_fails_says_why(
         assert "; check the model and the flags" in message
         assert failed.json()["current_sm_allocation"] == split(50)
         said = server.log()
-        assert "The split stays 50/50: 60/40 is not in force\n  why:  " in said
+        assert "The split stays 50/50 (asked for): 60/40 is not in force\n" in said
         assert "Traceback" not in said
         server.generate(input_ids=[5, 6, 7], max_new_tokens=4)
         assert server.stop() == 0
