@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a split became on this GPU: requested percentages, and the SMs they came to.
 
-Green contexts round a share to whole units, to the nearest; MPS rounds it down, on an H200 to whole
-pairs of SMs. So the SMs are those that the workers found, not computed here.
+Green contexts round a share to the nearest whole units; MPS rounds it down, on an H200
+to whole pairs of SMs. So the SMs are those that the workers found, not computed here.
 """
 
 from __future__ import annotations
