@@ -30,7 +30,8 @@ class SemiPDError(Exception):
             lines.append(f"  why:  {why}")
         if mend:
             lines.append(f"  mend: {mend}")
-        lines.append(f"  docs: {GUIDE}#{self.see}")
+        if len(lines) > 1:  # one that says no more is for programmers, and one line
+            lines.append(f"  docs: {GUIDE}#{self.see}")
         super().__init__("\n".join(lines))
 
     def in_one_line(self) -> str:
