@@ -115,7 +115,9 @@ def test_a_line_for_each_check_and_the_mend_below(runtime: Path) -> None:
     place = next(n for n, line in enumerate(lines) if line.startswith("✗ port"))
     assert f"in use by pid {os.getpid()} (" in lines[place]
     assert lines[place + 1].strip().startswith("mend: stop that process or use --port")
-    assert lines[-1].endswith("a server cannot start here")
+    assert lines[-1].endswith(
+        "a server cannot start here (docs/semi_pd_guide.md#the-doctor)"
+    )
     marked = [line for line in lines if line[:2] in ("✓ ", "! ", "✗ ", "– ")]
     assert len(marked) >= 12
 

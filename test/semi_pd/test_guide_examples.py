@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from free_ports import free_port
+from sglang.semi_pd import errors
 from sglang.semi_pd.launch import flag_rules, typed_flags
 from sglang.semi_pd.monitoring import metrics_exporter
 
@@ -172,10 +173,40 @@ def test_links_resolve(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that a page's headings get."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
-    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
-    return {heading.replace(" ", "-") for heading in plain}
+    """The anchors that a page's headings get, or are given."""
+    found = headings(page.read_text(encoding="utf-8"))
+    return {slug(title) for _, title in found} | {mark for mark, _ in found if mark}
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_where_errors_lead_is_in_both_guides() -> None:
+    """At the same part of each: the Chinese one marks its heading with the anchor."""
+    english, chinese = (_FENCE.sub("", text_of(guide)) for guide in GUIDES)
+    places = {slug(title): place for place, (_, title) in enumerate(headings(english))}
+    marked = {mark: place for place, (mark, _) in enumerate(headings(chinese)) if mark}
+    leads = anchors_of_errors()
+    assert len(leads) > 5
+    for lead in leads:
+        assert lead in places, f"the English guide has no part #{lead}"
+        assert marked.get(lead) == places[lead], f"the Chinese guide, #{lead}"
+
+
+def anchors_of_errors() -> set[str]:
+    """Every anchor of the guide that the code names."""
+    package = REPOSITORY / "python" / "sglang" / "semi_pd"
+    named = re.compile(r"^ *(?:see|SEE)(?:: [\w\[\]]+)? = \"([^\"]+)\"", re.M)
+    texts = [path.read_text(encoding="utf-8") for path in package.rglob("*.py")]
+    assert errors.SemiPDError.see in named.findall("\n".join(texts))
+    return {anchor for text in texts for anchor in named.findall(text)}
+
+
+def headings(text: str) -> list[tuple[str, str]]:
+    """Each heading, with the anchor on the line before it, if there is one."""
+    return re.findall(r'^(?:<a id="([\w-]+)"></a>\n)?#+ (.+)$', text, re.M)
 
 
 def test_code_map_names_every_module_and_none_that_is_not_there() -> None:

@@ -293,6 +293,7 @@ def test_a_refused_move_is_a_conflict_with_its_reason(
         (json.dumps({**GOOD, "prefill_percentage": True}), "prefill_percentage=True"),
         ('{"prefill_percentage": NaN, "decode_percentage": 1}', "prefill_percentage"),
         (json.dumps({**GOOD, "decode_percentage": 41}), "decode_percentage = 101"),
+        (json.dumps({**GOOD, "decode_percentage": 9}), "decode_percentage=9 is"),
         (json.dumps({**GOOD, "decode_percentage": ["a" * 2000]}), "decode_percentage"),
         ("[" * 4000, "not"),
         (" " * 5000, "4096 bytes"),

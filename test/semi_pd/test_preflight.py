@@ -73,8 +73,9 @@ def refusal(command: list[str], **environment: str) -> str:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--enable-semi-pd --initial-prefill-sm 0", "from 1 to 100"),
-        ("--enable-semi-pd --initial-decode-sm=101", "from 1 to 100"),
+        ("--enable-semi-pd --initial-prefill-sm 0", "from 10 to 100"),
+        ("--enable-semi-pd --initial-decode-sm=101", "from 10 to 100"),
+        ("--enable-semi-pd --initial-prefill-sm 93 --initial-decode-sm 7", "-sm 7 is"),
         ("--enable-semi-pd --initial-decode-sm half", "whole number"),
         ("--enable-semi-pd --initial-prefill-sm 80", "--enable-sm-overlap"),
         ("--enable-semi-pd-coordinator --slo-ttft-target -5", "--slo-ttft-target -5"),
@@ -126,7 +127,8 @@ def test_both_commands(model: str, command: list[str]) -> None:
     line = refusal([*command, "--model", model, "--enable-semi-pd", "--initial-p", "0"])
     assert line == (
         "semi-pd: --initial-prefill-sm 0 is refused: a share of the SMs is a whole "
-        "percentage from 1 to 100; use for example --initial-prefill-sm 70"
+        "percentage from 10 to 100; use for example --initial-prefill-sm 70 "
+        "(docs/semi_pd_guide.md#the-first-start)"
     )
 
 
@@ -146,7 +148,7 @@ def test_port_in_use_names_its_holder_and_a_free_one(
     command = [*SERVER, "--model-path", model, "--enable-semi-pd", "--port"]
     line = refusal([*command, str(busy_port)])
     assert f"in use by pid {os.getpid()} (" in line
-    free = int(line.rpartition("--port ")[2])
+    free = int(line.rpartition("--port ")[2].split()[0])
     with socket.create_server(("127.0.0.1", free)):
         assert free != busy_port
 

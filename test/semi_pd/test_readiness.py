@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from sglang.semi_pd.server.admission import HEALTH, REQUESTS, Admission
+from sglang.semi_pd.server.before_serving import BeforeServing
 from sglang.semi_pd.server.readiness import Cause, Readiness
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
@@ -125,3 +126,43 @@ def test_requests_are_counted_until_their_last_byte() -> None:
     assert isinstance(served, Reply) and served.status == 200
     assert isinstance(failed, RuntimeError)
     assert readiness.under_way == 0
+
+
+class FirstMessages:
+    """A start as a server leads it: what happened, in order."""
+
+    def __init__(self, outcome: str) -> None:
+        self.events: list[str] = []
+        self._outcome = outcome
+
+    async def application(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            self.events.append("application starts")
+            await send({"type": self._outcome})
+        else:
+            await answers_all(scope, receive, send)
+
+    async def run(self) -> None:
+        async def receive() -> Message:
+            return {"type": "lifespan.startup"}
+
+        async def send(message: Message) -> None:
+            self.events.append(message["type"])
+
+        door = BeforeServing(self.application, lambda: self.events.append("done"))
+        await door({"type": "lifespan"}, receive, send)
+        assert (await ask(door, "/generate")).status == 200
+
+
+def test_before_serving_once_and_before_the_server_listens() -> None:
+    complete = "lifespan.startup.complete"
+    start = FirstMessages(complete)
+    asyncio.run(start.run())
+    assert start.events == ["application starts", "done", complete]
+
+
+def test_nothing_is_done_in_a_start_that_failed() -> None:
+    failed = "lifespan.startup.failed"
+    start = FirstMessages(failed)
+    asyncio.run(start.run())
+    assert start.events == ["application starts", failed]

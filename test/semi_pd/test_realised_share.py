@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -40,6 +41,25 @@ def test_a_record_says_what_was_written_last(tmp_path):
     report = ShareReport(7, 96, 12.5, 0.25, 3, 41.5)
     writer.write(report)
     assert reader.read() == report
+
+
+def test_the_start_tells_the_sms_of_each_share(tmp_path, caplog):
+    """As the workers found them; nothing where there are none, as on a CPU host."""
+    caplog.set_level(logging.INFO)
+    meter = ProbeMeter(lambda role: [record_of(tmp_path, role)], lambda: 132)
+    shares = RealisedShare(meter)
+    shares.log_given(SMAllocation(70, 30))
+    RealisedShare(CoreMeter(lambda role: [], 2)).log_given(SMAllocation(70, 30))
+    assert not caplog.records
+    write(tmp_path, PREFILL, sms=96)
+    write(tmp_path, DECODE, sms=36)
+    shares.log_given(SMAllocation(70, 30))
+    (record,) = caplog.records
+    assert record.getMessage().splitlines() == [
+        "share requested -> SMs (rounded)",
+        "  prefill  70 % ->  96 of 132 (72.7 %)",
+        "  decode   30 % ->  36 of 132 (27.3 %)",
+    ]
 
 
 def test_a_record_is_never_read_half_written(tmp_path):

@@ -9,12 +9,19 @@ from pathlib import Path
 
 import pytest
 from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.launch.start_progress import StartProgress
 from sglang.semi_pd.partition import right_shares
-from sglang.semi_pd.partition.right_shares import RightShares, best, ranked, require
-from sglang.semi_pd.sm_allocation import SMAllocation
+from sglang.semi_pd.partition.right_shares import (
+    CANDIDATES,
+    RightShares,
+    best,
+    ranked,
+    require,
+)
+from sglang.semi_pd.sm_allocation import LEAST_PERCENTAGE, SMAllocation
 
 RIGHT_ON_H200 = (100, 95, 90, 50, 30, 25, 10, 5)
-H200 = {share: share in RIGHT_ON_H200 for share in range(5, 101, 5)}
+H200 = {share: share in RIGHT_ON_H200 for share in CANDIDATES}
 
 
 @pytest.mark.parametrize(
@@ -22,7 +29,7 @@ H200 = {share: share in RIGHT_ON_H200 for share in range(5, 101, 5)}
     [
         ("70/30", "disjoint", "50/50"),
         ("90/10", "disjoint", "90/10"),
-        ("95/5", "disjoint", "95/5"),
+        ("85/15", "disjoint", "90/10"),
         ("30/70", "disjoint", "50/50"),
         ("80/100", "overlap", "90/100"),
         ("100/100", "overlap", "100/100"),
@@ -36,8 +43,12 @@ def test_best_split_on_an_h200(wanted: str, mode: str, expected: str) -> None:
 
 def test_where_all_is_right_the_wanted_split_is_the_best() -> None:
     everywhere = dict.fromkeys(H200, True)
-    for split in (SMAllocation(70, 30), SMAllocation(5, 95)):
+    for split in (SMAllocation(70, 30), SMAllocation(10, 90)):
         assert best(split, everywhere, allow_overlap=False) == split
+
+
+def test_no_candidate_is_under_the_least_share() -> None:
+    assert min(CANDIDATES) == LEAST_PERCENTAGE
 
 
 def test_no_split_without_a_right_share() -> None:
@@ -50,7 +61,7 @@ def test_refusal_names_the_wrong_share_and_the_nearest_splits() -> None:
     with pytest.raises(ConfigError) as refused:
         require(SMAllocation(70, 30), H200, allow_overlap=False)
     assert "at 70 %" in str(refused.value)
-    assert "50/50, 90/10, 95/5" in str(refused.value)
+    assert "50/50, 90/10, 10/90" in str(refused.value)
     require(SMAllocation(50, 50), H200, allow_overlap=False)
 
 
@@ -85,6 +96,37 @@ def test_verdicts_are_tried_once_and_kept(probe_log: Path, tmp_path: Path) -> No
     assert again.verdicts([70, 50]) == {70: False, 50: True}
     assert probe_log.read_text() == "3 50 70 60\n"
     assert os.stat(cache.parent).st_mode & 0o777 == 0o700
+
+
+def test_shares_are_counted_as_they_answer(
+    probe_log: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    progress = StartProgress()
+    progress.begin("starting")
+    monkeypatch.setattr(right_shares.start_progress, "enter", progress.enter)
+    RightShares(Daemon(), 0, tmp_path / "shares.json").verdicts([50, 70, 60])  # type: ignore[arg-type]
+    progress.end()
+    bars = [line.partition("[")[2] for line in capsys.readouterr().err.splitlines()]
+    assert bars[1:] == ["...] 0 of 3", "#..] 1 of 3", "##.] 2 of 3"]
+
+
+def test_a_probe_that_hangs_leaves_what_it_has_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import time\n"
+        """print('{"share": 50, "sms": 66, "error": 2e-3}', flush=True)\n"""
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(right_shares.matrix_products, "__file__", str(program))
+    monkeypatch.setattr(right_shares, "PROBE_TIMEOUT_S", 1.0)
+    shares = RightShares(Daemon(), 0, tmp_path / "shares.json")  # type: ignore[arg-type]
+    assert shares.verdicts([50, 70]) == {50: True, 70: False}
+    assert "1 shares gave no answer: no answer in 1 s" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"other": {"50": true}}'])

@@ -58,7 +58,7 @@ def test_a_taken_port(model: str) -> None:
         port = str(listener.getsockname()[1])
         line = refusal("--model-path", model, "--port", port)
     assert f"in use by pid {os.getpid()} (" in line
-    assert re.search(r"or use --port \d+$", line)
+    assert re.search(r"or use --port \d+ \(docs", line)
 
 
 def test_a_bad_path_a_bad_flag_no_model(model: str) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from sglang.semi_pd.control.decision_log import decode_line
+from sglang.semi_pd.errors import RotationError
 from sglang.semi_pd.metrics_collector import SemiPDMetricsCollector
+from sglang.semi_pd.process_rotation_manager import ProcessRotationManager
 from sglang.semi_pd.slo_algorithm import (
     ControlLimits,
     ControlMode,
@@ -44,7 +46,10 @@ class Bench:
     """A controller on a clock that the test moves."""
 
     def __init__(
-        self, limits: ControlLimits | None = None, log: Path | None = None
+        self,
+        limits: ControlLimits | None = None,
+        log: Path | None = None,
+        actuator: ProcessRotationManager | None = None,
     ) -> None:
         self.now_s = 0.0
         self.served = 0
@@ -53,7 +58,7 @@ class Bench:
         self.controller = SLOAwareResourceController(
             slo_constraints=SLO,
             metrics_collector=self.collector,
-            process_rotation_manager=self.rotation,
+            process_rotation_manager=actuator or self.rotation,
             limits=limits,
             decision_log=log,
             clock=lambda: self.now_s,
@@ -137,6 +142,38 @@ def test_a_new_split_is_not_judged_by_the_latencies_of_the_old_one() -> None:
     bench = Bench(ControlLimits(cooldown_s=0.0))
     bench.serve(300.0, 10.0)
     assert bench.controller.tick().reason is Reason.TOO_FEW_SAMPLES
+
+
+class Mechanism:
+    """Moves at once, and has something to tell of it, or refuses."""
+
+    can_move = True
+    is_willing = True
+
+    def apply(self, allocation: SMAllocation) -> str:
+        if not self.is_willing:
+            raise RotationError(f"{allocation} is not in force", why="of a test")
+        return "standby 0.00 s"
+
+
+@pytest.mark.parametrize("outcome", ["moves", "stays"])
+def test_a_move_is_one_line_of_the_log_with_its_reason(
+    outcome: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    mechanism = Mechanism()
+    mechanism.is_willing = outcome == "moves"
+    rotation = ProcessRotationManager(mechanism, HALVES, allow_overlap=False)
+    reason = Bench(actuator=rotation).serve(300.0, 10.0)
+    said = [one.getMessage() for one in caplog.records]
+    (line,) = [one for one in said if "SLO VIOLATION" not in one]
+    first, _, rest = line.partition("\n")
+    assert f"({reason.value})" in first
+    if mechanism.is_willing:
+        assert first.startswith("The split moved from 50/50 to ") and not rest
+        assert first.endswith(" s: standby 0.00 s")
+    else:
+        assert first.startswith("The split stays 50/50 ") and "of a test" in rest
 
 
 def test_the_thread_ticks_survives_a_bad_tick_and_stops(

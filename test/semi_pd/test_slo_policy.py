@@ -59,6 +59,7 @@ def test_targets_are_positive(name: str, value: float) -> None:
     "wrong",
     [
         {"min_percentage": 0},
+        {"min_percentage": 9},
         {"max_percentage": 95},
         {"max_percentage": 101, "allow_overlap": True},
         {"step_size": 0},
@@ -276,7 +277,7 @@ roles = st.sampled_from([None, InstanceRole.PREFILL, InstanceRole.DECODE])
 @st.composite
 def control_limits(draw: st.DrawFn) -> ControlLimits:
     allow_overlap = draw(st.booleans())
-    low = draw(st.integers(1, 40))
+    low = draw(st.integers(10, 40))
     high = draw(st.integers(50, 100 if allow_overlap else 100 - low))
     return ControlLimits(
         mode=draw(modes),

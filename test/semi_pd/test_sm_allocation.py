@@ -32,6 +32,14 @@ def test_overlap_needs_leave() -> None:
     assert SMAllocation(70, 30).validate() == SMAllocation(70, 30)
 
 
+@pytest.mark.parametrize("text", ["9/91", "91/9", "5/5"])
+def test_a_server_gives_no_worker_less_than_a_tenth(text: str) -> None:
+    for allow_overlap in (False, True):
+        with pytest.raises(ConfigError, match="than 10 %.*\n.*between 10 and 100"):
+            SMAllocation.parse(text).validate(allow_overlap=allow_overlap)
+    assert SMAllocation(10, 90).validate() and SMAllocation(90, 10).validate()
+
+
 def test_no_partition_is_no_overlap() -> None:
     assert UNPARTITIONED.validate() is UNPARTITIONED
     assert UNPARTITIONED.is_unpartitioned

@@ -7,7 +7,7 @@ import pickle
 import time
 
 import pytest
-from sglang.semi_pd.errors import ConfigError, WorkerStartError
+from sglang.semi_pd.errors import ConfigError, RotationError, WorkerStartError
 from sglang.semi_pd.launch import start_progress
 from sglang.semi_pd.launch.start_progress import Failure, StartProgress
 
@@ -71,3 +71,14 @@ def test_a_failure_travels_as_it_was_said() -> None:
     assert other.what == "the resident cannot start"
     assert other.why == "RuntimeError: of two lines"
     assert other.mend
+
+
+def test_an_error_is_what_why_mend_and_where_to_read_on() -> None:
+    error = RotationError("it is not in force", why="b", mend="c")
+    assert str(error).splitlines() == [
+        "it is not in force",
+        "  why:  b",
+        "  mend: c",
+        "  docs: docs/semi_pd_guide.md#moving-the-split",
+    ]
+    assert str(RotationError("it is not in force")) == "it is not in force"

@@ -3,15 +3,25 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+GUIDE = "docs/semi_pd_guide.md"
+"""Relative to the repository; the guide in Chinese beside it has the same anchors."""
+
 
 class SemiPDError(Exception):
-    """A failure with its reason and its remedy, printed on three lines.
+    """A failure with its reason, its remedy and where to read on, each on a line.
 
     Args:
         what: what happened, one line.
         why: the cause, one line.
         mend: what the user can do about it, one line.
+
+    Attributes:
+        see: anchor of the guide's part on errors of this type.
     """
+
+    see: ClassVar[str] = "messages"
 
     def __init__(self, what: str, *, why: str = "", mend: str = "") -> None:
         self.what, self.why, self.mend = what, why, mend
@@ -20,6 +30,8 @@ class SemiPDError(Exception):
             lines.append(f"  why:  {why}")
         if mend:
             lines.append(f"  mend: {mend}")
+        if len(lines) > 1:  # one that says no more is for programmers, and one line
+            lines.append(f"  docs: {GUIDE}#{self.see}")
         super().__init__("\n".join(lines))
 
     def in_one_line(self) -> str:
@@ -47,9 +59,13 @@ class WorkerStartError(SemiPDError):
 class WorkerDiedError(SemiPDError):
     """A resident, prefill or decode process ended while it was needed."""
 
+    see = "7-when-something-dies"
+
 
 class RotationError(SemiPDError):
     """A new split could not be brought into service; the old one serves on."""
+
+    see = "moving-the-split"
 
 
 class KVCacheFullError(SemiPDError):

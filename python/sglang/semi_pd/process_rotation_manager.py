@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Protocol, runtime_checkable
 
 from sglang.semi_pd.errors import RotationError
@@ -24,8 +25,8 @@ class SplitMechanism(Protocol):
 
     can_move: bool
 
-    def apply(self, allocation: SMAllocation) -> None:
-        """Return when both workers run with ``allocation``.
+    def apply(self, allocation: SMAllocation) -> str | None:
+        """Return when both workers run with ``allocation``: how it went, if it matters.
 
         Raises:
             RotationError: they do not; the old split is in force.
@@ -98,19 +99,36 @@ class ProcessRotationManager:
         """Bring a split into force; False leaves the old one serving, see the log.
 
         Raises:
-            ConfigError: the shares sum to more than 100 where they may not.
+            ConfigError: a share is too small, or they sum to more than 100 where they
+                may not.
+        """
+        return self.move(allocation, "asked for")
+
+    def move(self, allocation: SMAllocation, why: str) -> bool:
+        """As ``request_sm_reallocation``; the one line of the log says why.
+
+        Raises:
+            ConfigError: as there.
         """
         allocation.validate(allow_overlap=self._allow_overlap)
         with self._one_move:
+            began = time.monotonic()
             try:
-                self._mechanism.apply(allocation)
+                course = self._mechanism.apply(allocation)
             except RotationError as error:
                 self._failures += 1
-                self._last_failure = error.what
-                logger.warning("The split stays %s: %s", self._current, error)
+                self._last_failure = error.in_one_line()
+                logger.warning("The split stays %s (%s): %s", self._current, why, error)
                 return False
             self._moves += 1
-            logger.info("The split moved from %s to %s", self._current, allocation)
+            logger.info(
+                "The split moved from %s to %s (%s) in %.2f s%s",
+                self._current,
+                allocation,
+                why,
+                time.monotonic() - began,
+                f": {course}" if course else "",
+            )
             self._current = allocation
         return True
 

@@ -170,6 +170,8 @@ class SemiPDCoordinator:
         self.partition.verify([worker.pid for worker in self.group.pair.workers])
         resident = self.group.residents[0]
         self.memory = MemoryReader.of_resident(resident.spec.resident_socket)
+        if self.realised is not None:
+            self.realised.log_given(self.rotation.current_allocation)
         self._supervise()
         self.is_running = True
         self.slo.start()

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sglang.semi_pd.control.decision_inputs import DECODE, PREFILL, DecisionInputs
 from sglang.semi_pd.control.decision_log import DecisionRecord, encode_line
@@ -55,6 +55,14 @@ class AllocationActuator(Protocol):
 
     def request_sm_reallocation(self, allocation: SMAllocation) -> bool:
         """Bring a split into force; False leaves the old one serving."""
+
+
+@runtime_checkable
+class ToldWhy(Protocol):
+    """An actuator that logs its moves itself, with the reason that it is told."""
+
+    def move(self, allocation: SMAllocation, why: str) -> bool:
+        """As ``request_sm_reallocation``."""
 
 
 class SLOAwareResourceController:
@@ -236,19 +244,15 @@ class SLOAwareResourceController:
         The change counts from when it is in force, since a rotation takes seconds.
         """
         asked_at_s = self._clock()
-        is_applied = self._actuator.request_sm_reallocation(decision.allocation)
+        actuator, split = self._actuator, decision.allocation
+        if isinstance(actuator, ToldWhy):
+            is_applied = actuator.move(split, decision.reason.value)
+        else:
+            is_applied = actuator.request_sm_reallocation(split)
+            outcome = "applied" if is_applied else "refused"
+            logger.info("split %s (%s): %s", split, decision.reason.value, outcome)
         took_s = self._clock() - asked_at_s
         changed_at_s = inputs.snapshot.taken_at_s + took_s
-        if is_applied:
-            logger.info(
-                "split %s -> %s (%s) after %.2f s",
-                inputs.current,
-                decision.allocation,
-                decision.reason.value,
-                took_s,
-            )
-        else:
-            logger.warning("the split %s was refused", decision.allocation)
         state = decision.state if is_applied else inputs.state
         self._remember(decision, replace(state, last_change_s=changed_at_s))
         with self._lock:

@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sglang.semi_pd.control.split_offer import SplitOffer
-from sglang.semi_pd.sm_allocation import FULL_PERCENTAGE, SMAllocation
+from sglang.semi_pd.sm_allocation import (
+    FULL_PERCENTAGE,
+    LEAST_PERCENTAGE,
+    SMAllocation,
+)
 from sglang.semi_pd.utils import InstanceRole
 
 PERCENTILES = (50, 90, 95, 99)
@@ -188,7 +192,7 @@ class ControlLimits:
 
     mode: ControlMode = ControlMode.FOLLOW
     allow_overlap: bool = False
-    min_percentage: int = 10
+    min_percentage: int = LEAST_PERCENTAGE
     max_percentage: int = 90
     step_size: int = 5
     max_step: int = 6
@@ -208,8 +212,10 @@ class ControlLimits:
 
     def __post_init__(self) -> None:
         low, high = self.min_percentage, self.max_percentage
-        if not 1 <= low <= FULL_PERCENTAGE // 2:
-            raise _invalid("min_percentage", low, "between 1 and 50")
+        half = FULL_PERCENTAGE // 2
+        if not LEAST_PERCENTAGE <= low <= half:
+            wanted = f"between {LEAST_PERCENTAGE} and {half}"
+            raise _invalid("min_percentage", low, wanted)
         highest = FULL_PERCENTAGE if self.allow_overlap else FULL_PERCENTAGE - low
         if not low <= high <= highest:
             raise _invalid("max_percentage", high, f"between {low} and {highest}")

@@ -9,6 +9,8 @@ from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.utils import InstanceRole
 
 FULL_PERCENTAGE = 100
+LEAST_PERCENTAGE = 10
+"""No worker of a server gets less: under it prefill or decode hardly goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,20 @@ class SMAllocation:
         return self.percentage_of(role) / max(FULL_PERCENTAGE, total)
 
     def validate(self, *, allow_overlap: bool = False) -> SMAllocation:
-        """Return self, or raise ConfigError if the shares overlap without leave.
+        """Return self, or raise ConfigError if a server cannot be divided so.
 
+        A share is under ``LEAST_PERCENTAGE``, or the two overlap without leave.
         Unpartitioned is always allowed: it is the absence of a division.
         """
+        for name, share in self.as_dict().items():
+            if share < LEAST_PERCENTAGE:
+                raise ConfigError(
+                    f"{name}={share} is refused",
+                    why=f"a worker with less than {LEAST_PERCENTAGE} % of the SMs "
+                    "hardly goes on",
+                    mend=f"choose {name} between {LEAST_PERCENTAGE} and "
+                    f"{FULL_PERCENTAGE}",
+                )
         if self.is_overlapping and not allow_overlap and not self.is_unpartitioned:
             total = self.prefill_percentage + self.decode_percentage
             raise ConfigError(

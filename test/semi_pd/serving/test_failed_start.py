@@ -48,10 +48,11 @@ def test_weights_that_end_too_early(
         assert not server.leftovers()
         said = server.log()
         place = said.index("Failed to initialize Semi-PD Coordinator: ")
-        what, why, mend = said[place:].splitlines()[:3]
+        what, why, mend, docs = said[place:].splitlines()[:4]
         assert "sglang::semi_pd_resident" in what
         assert why.startswith("  why:  SafetensorError: ")
         assert mend.startswith("  mend: ")
+        assert docs == "  docs: docs/semi_pd_guide.md#messages"
         assert ("Traceback" in said) is (level == "debug")
     finally:
         server.clean()

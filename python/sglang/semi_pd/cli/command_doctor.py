@@ -8,6 +8,9 @@ import os
 import time
 from typing import Any
 
+from sglang.semi_pd.errors import GUIDE
+
+SEE = "the-doctor"
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 30000
 
 
@@ -40,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(as_json(findings, seconds))
     else:
-        end = "a server cannot start here" if is_ill(findings) else "ready to serve"
+        ill = f"a server cannot start here ({GUIDE}#{SEE})"
+        end = ill if is_ill(findings) else "ready to serve"
         print(f"\n{len(findings)} checks in {seconds:.1f} s: {end}")
     return 1 if is_ill(findings) else 0

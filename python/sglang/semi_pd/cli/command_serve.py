@@ -11,7 +11,8 @@ import sysconfig
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from sglang.semi_pd.errors import SemiPDError, UpstreamMismatchError
+from sglang.semi_pd.cli.command_doctor import SEE
+from sglang.semi_pd.errors import GUIDE, SemiPDError, UpstreamMismatchError
 
 DEFAULT_SWITCH = "--enable-semi-pd-coordinator"
 
@@ -76,6 +77,8 @@ def _host_is_ill(line: Any) -> bool:
     for one in findings:
         if one.state in (State.FAILED, State.NOTE):
             print(as_line(one), file=sys.stderr)
+    if is_ill(findings):
+        print(f"docs: {GUIDE}#{SEE}", file=sys.stderr)
     return is_ill(findings)
 
 

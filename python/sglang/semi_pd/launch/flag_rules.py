@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.sm_allocation import FULL_PERCENTAGE, LEAST_PERCENTAGE
 
 TESTED_SGLANG = "0.5.17"
 PLUGIN_NAME = "semi_pd"
@@ -167,12 +168,13 @@ def check_numbers(values: Mapping[str, Any]) -> None:
 
 
 def check_split(prefill: Any, decode: Any, *, overlap_allowed: bool) -> None:
-    """Refuse shares outside 1..100, or that overlap without leave to."""
+    """Refuse shares outside 10..100, or that overlap without leave to."""
+    least, most = LEAST_PERCENTAGE, FULL_PERCENTAGE
     for field, value in zip(SHARES, (prefill, decode), strict=True):
-        if not (_is_number(value, int) and 1 <= value <= 100):
+        if not (_is_number(value, int) and least <= value <= most):
             raise ConfigError(
                 f"{flag(field)} {value} is refused",
-                why="a share of the SMs is a whole percentage from 1 to 100",
+                why=f"a share of the SMs is a whole percentage from {least} to {most}",
                 mend=f"use for example {flag(field)} {SHARES[field]}",
             )
     if prefill + decode > 100 and not overlap_allowed:

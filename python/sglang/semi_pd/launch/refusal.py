@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a start ends that is refused, in one line, or that fails, in three."""
+"""How a start ends that is refused, in one line, or that fails, in four."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from _sglang_semi_pd_overlay import server_arguments
-from sglang.semi_pd.errors import ConfigError, SemiPDError
+from sglang.semi_pd.errors import GUIDE, ConfigError, SemiPDError
 from sglang.semi_pd.launch import start_progress
 
 logger = logging.getLogger(__name__)
@@ -20,9 +20,13 @@ FAILED = 1
 """Exit code where the flags are good and something else is not."""
 
 
+SEE = "the-first-start"
+"""The guide's part on all that is refused, whatever the type of the error."""
+
+
 def one_line(error: SemiPDError) -> str:
     """The error as a line of the log."""
-    return f"semi-pd: {error.in_one_line()}"
+    return f"semi-pd: {error.in_one_line()} ({GUIDE}#{SEE})"
 
 
 def refuse(error: SemiPDError) -> NoReturn:
@@ -49,9 +53,10 @@ def exit_with_one_line() -> Iterator[None]:
 def exit_without_traceback(
     *, end: Callable[[], None], shows_it: bool
 ) -> Iterator[None]:
-    """In a process started to serve, let a start that fails end in what, why and mend.
+    """In a process started to serve, let a start that fails end in a few lines.
 
-    Elsewhere, under somebody's Python program, the error goes on as it is.
+    What, why, mend, and where to read on. Elsewhere, under somebody's Python program,
+    the error goes on as it is.
 
     Args:
         end: ends what has been started so far.

@@ -18,6 +18,8 @@ _UNAUTHORIZED, _NOT_FOUND = 401, 404
 class StatusError(SemiPDError):
     """The server did not tell its status."""
 
+    see = "the-dashboard-and-the-terminal"
+
 
 class StatusClient:
     """One server.

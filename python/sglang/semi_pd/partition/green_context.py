@@ -25,6 +25,8 @@ _SM = driver.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
 class GreenContextError(SemiPDError):
     """Green contexts cannot be had on this device, or the driver refused a call."""
 
+    see = "split-and-workers"
+
 
 class GreenDevice:
     """One device, cut into units; makes a stream on any run of them.

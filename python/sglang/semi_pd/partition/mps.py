@@ -30,6 +30,8 @@ LONGEST_PIPE_DIRECTORY = 80
 class MPSError(SemiPDError):
     """The MPS daemon cannot be started, or does not answer."""
 
+    see = "split-and-workers"
+
 
 class MPSDaemon:
     """One control daemon, started and ended with the instance."""

@@ -8,6 +8,7 @@ than its share while it has nothing to do.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -17,8 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from sglang.semi_pd.partition import share_table
 from sglang.semi_pd.partition.share_record import ShareRecord, ShareReport
+from sglang.semi_pd.sm_allocation import SMAllocation
 from sglang.semi_pd.utils import InstanceRole
+
+logger = logging.getLogger(__name__)
 
 WINDOW_S = 10.0
 
@@ -36,6 +41,9 @@ class ShareMeter(Protocol):
 
     def details(self, role: InstanceRole) -> dict[str, float]:
         """What else there is to say about a role."""
+
+    def given(self, asked: SMAllocation) -> str:
+        """What the workers may use of the device, as a table; empty if all is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,12 @@ class RealisedShare:
             "measured_by": self._meter.measured_by,
             **{role.value: self._of(role) for role in self._samples},
         }
+
+    def log_given(self, asked: SMAllocation) -> None:
+        """At the start: what became of the percentages that were asked for."""
+        table = self._meter.given(asked)
+        if table:
+            logger.info("%s", table)
 
     def as_allocation(self) -> dict[str, float] | None:
         """Both shares under the names that ``SMAllocation`` has for them, if known."""
@@ -147,6 +161,11 @@ class ProbeMeter:
             "slowest_move_us": max(report.slowest_move_us for report in reports),
         }
 
+    def given(self, asked: SMAllocation) -> str:
+        roles = [role for role in InstanceRole if role.is_worker]
+        sms = {role: one[0].sms for role in roles if (one := self._reports(role))}
+        return share_table.table(asked, sms, self._sms_of_device()) if sms else ""
+
     def _reports(self, role: InstanceRole) -> list[ShareReport]:
         paths = [path for path in self._paths(role) if path.exists()]
         for path in paths:
@@ -178,6 +197,9 @@ class CoreMeter:
 
     def details(self, role: InstanceRole) -> dict[str, float]:
         return {}
+
+    def given(self, asked: SMAllocation) -> str:
+        return ""
 
     def _cpu_seconds(self, pid: int) -> float:
         try:

@@ -13,21 +13,30 @@ import importlib.metadata
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.launch import start_progress
 from sglang.semi_pd.partition import matrix_products
 from sglang.semi_pd.partition.matrix_products import WORST_ERROR
 from sglang.semi_pd.partition.mps import MPSDaemon
-from sglang.semi_pd.sm_allocation import SMAllocation
+from sglang.semi_pd.sm_allocation import (
+    FULL_PERCENTAGE,
+    LEAST_PERCENTAGE,
+    SMAllocation,
+)
 
 logger = logging.getLogger(__name__)
 
-CANDIDATES = tuple(range(100, 0, -5))
+CANDIDATES = tuple(range(FULL_PERCENTAGE, LEAST_PERCENTAGE - 1, -5))
 PROBE_TIMEOUT_S = 180.0
 SHOWN_CHARACTERS = 2000
 NAMED = 3
@@ -124,26 +133,38 @@ class RightShares:
 
     def _probe(self, shares: list[int]) -> Verdicts:
         """A share whose probe says nothing is taken for wrong."""
-        environment = {**os.environ, **self._daemon.client_environment(100)}
-        program = [sys.executable, matrix_products.__file__, str(self._gpu_id)]
-        try:
-            done = subprocess.run(
-                [*program, *map(str, shares)],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=PROBE_TIMEOUT_S,
-                check=False,
-            )
-            said = [json.loads(line) for line in done.stdout.splitlines()]
-            complaint = done.stderr[-SHOWN_CHARACTERS:]
-        except subprocess.TimeoutExpired:
-            said, complaint = [], f"no answer in {PROBE_TIMEOUT_S:.0f} s"
+        said, complaint = self._listen(shares)
         silent = len(shares) - len(said)
         if silent:
             logger.warning("%d shares gave no answer: %s", silent, complaint)
         found = {one["share"]: one["error"] <= WORST_ERROR for one in said}
         return {share: found.get(share, False) for share in shares}
+
+    def _listen(self, shares: list[int]) -> tuple[list[dict[str, Any]], str]:
+        """The probe's answers, counted as they come, and what it complained of."""
+        environment = {**os.environ, **self._daemon.client_environment(100)}
+        program = [sys.executable, matrix_products.__file__, str(self._gpu_id)]
+        said: list[dict[str, Any]] = []
+        start_progress.enter(_trying(0, len(shares)))
+        with tempfile.TemporaryFile("w+") as errors:
+            probe = subprocess.Popen(
+                [*program, *map(str, shares)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+            alarm = threading.Timer(PROBE_TIMEOUT_S, probe.kill)
+            alarm.start()
+            with probe:  # waits for its end
+                for line in probe.stdout or ():
+                    said.append(json.loads(line))
+                    start_progress.enter(_trying(len(said), len(shares)))
+            alarm.cancel()
+            if probe.returncode == -signal.SIGKILL:
+                return said, f"no answer in {PROBE_TIMEOUT_S:.0f} s"
+            errors.seek(0)
+            return said, errors.read()[-SHOWN_CHARACTERS:]
 
     def _load(self) -> Verdicts:
         try:
@@ -160,6 +181,11 @@ class RightShares:
             fresh.replace(self._cache)
         except OSError as error:
             logger.warning("The shares that compute right are not kept: %s", error)
+
+
+def _trying(done: int, total: int) -> str:
+    bar = "#" * done + "." * (total - done)
+    return f"trying which shares of the GPU compute right [{bar}] {done} of {total}"
 
 
 def machine_key() -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.semi_pd.errors import ConfigError
-from sglang.semi_pd.launch.start_progress import Failure, Phase
+from sglang.semi_pd.launch.start_progress import Phase
 from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.memory.memory_arena import ArenaBuilder, TensorRef
 from sglang.semi_pd.resident import memory_plan
@@ -107,21 +106,10 @@ def serve(spec: WorkerSpec, ready: Connection) -> None:
     """Body of the resident process; returns when it is told to end."""
     # Before any thread exists: they inherit it, and a signal must wait for sigwait.
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
-    resident = _load(spec, ready)
+    resident = Resident(spec, lambda doing: ready.send(Phase(doing)))
     ResidentServer(spec.resident_socket, resident.answer).start()
     ready.send(resident.init_info())
     signal.sigwait(END_SIGNALS)
-
-
-def _load(spec: WorkerSpec, ready: Connection) -> Resident:
-    """The resident; if it cannot be, the main process hears why and tells it."""
-    try:
-        return Resident(spec, lambda doing: ready.send(Phase(doing)))
-    except Exception as error:
-        ready.send(Failure.of(error))
-        if spec.server_args.log_level == "debug":
-            raise
-        sys.exit(1)
 
 
 def _describe(runner: ModelRunner, builder: ArenaBuilder, supply: SupplyNew) -> Any:

@@ -12,6 +12,7 @@ from sglang.semi_pd.hooks import require_applied
 from sglang.semi_pd.launch import start_progress, starting
 from sglang.semi_pd.server import http_routes
 from sglang.semi_pd.server.admission import Admission
+from sglang.semi_pd.server.before_serving import BeforeServing
 from sglang.semi_pd.server.drain import INTERRUPTED, Drain
 from sglang.srt.entrypoints import http_server
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -54,6 +55,7 @@ class HTTPServerHooks:
         readiness = self._coordinator.readiness
         http_routes.install(http_server.app, self._coordinator)
         http_server.app.add_middleware(Admission, readiness=readiness, silence=silence)
+        http_server.app.add_middleware(BeforeServing, do=_begin_to_hear)
         hooks: dict[str, Original] = {
             _SERVE: self.serve,
             _WARM_UP: self.warm_up,
@@ -94,3 +96,11 @@ class HTTPServerHooks:
         watchdog = state.tokenizer_manager._subprocess_watchdog
         if watchdog is not None:
             watchdog.stop()
+
+
+def _begin_to_hear() -> None:
+    """On the event loop: take what workers say, and signals as the wish for a drain.
+
+    Upstream begins with its first request. A split may move before it, a worker die.
+    """
+    http_server.get_global_state().tokenizer_manager.auto_create_handle_loop()

@@ -16,8 +16,6 @@ import secrets
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from sglang.srt.managers.io_struct import GenerateReqInput
-
 if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
@@ -92,6 +90,9 @@ class Rehearsal:
         return min(LONG_PROMPT, *most)
 
     async def _ask(self, number: int, length: int, sampling: dict[str, Any]) -> None:
+        # Here: to tell a rehearsal's requests from others needs nothing of SGLang.
+        from sglang.srt.managers.io_struct import GenerateReqInput
+
         vocabulary = self._manager.model_config.vocab_size
         request = GenerateReqInput(
             rid=f"{PREFIX}_{self._generation}_{number}",

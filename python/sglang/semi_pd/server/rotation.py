@@ -207,7 +207,9 @@ class Rotation:
         self.is_over = True
         if not isinstance(error, RotationError):
             error = RotationError(
-                f"{self._allocation} is not in force", why=error.what, mend=error.mend
+                f"{self._allocation} is not in force",
+                why=f"{error.what}: {error.why}" if error.why else error.what,
+                mend=error.mend,
             )
         # Its traceback would keep this rotation, and what its workers have open.
         self._done.set_exception(error.with_traceback(None))
@@ -228,12 +230,11 @@ class SplitByRotation:
     def __init__(self, rotate: Callable[[SMAllocation], Future[Rotation]]) -> None:
         self._rotate = rotate
 
-    def apply(self, allocation: SMAllocation) -> None:
-        """Return when a new pair serves with ``allocation``.
+    def apply(self, allocation: SMAllocation) -> str:
+        """Return when a new pair serves with ``allocation``: what each stage took.
 
         Raises:
             RotationError: it does not; the old pair serves on.
         """
         rotation = self._rotate(allocation).result()
-        phases = ", ".join(f"{n} {s:.2f} s" for n, s in rotation.phases_s.items())
-        logger.info("Rotated to %s: %s", allocation, phases)
+        return ", ".join(f"{n} {s:.2f} s" for n, s in rotation.phases_s.items())

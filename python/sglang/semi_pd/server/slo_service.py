@@ -20,7 +20,7 @@ from sglang.semi_pd.slo_algorithm import (
     SLOAwareResourceController,
     SLOConstraints,
 )
-from sglang.semi_pd.sm_allocation import FULL_PERCENTAGE
+from sglang.semi_pd.sm_allocation import FULL_PERCENTAGE, LEAST_PERCENTAGE
 
 if TYPE_CHECKING:
     from sglang.semi_pd.config import SemiPDConfig
@@ -131,7 +131,7 @@ class SLOService:
         return pace, pace.limits(
             mode=mode if rotation.can_move else ControlMode.ADVISE,
             allow_overlap=overlap,
-            max_percentage=FULL_PERCENTAGE if overlap else 90,
+            max_percentage=FULL_PERCENTAGE - (0 if overlap else LEAST_PERCENTAGE),
             offers=offers,
         )
 

@@ -190,7 +190,7 @@ class Switchboard:
         return done.result(LOOP_TIMEOUT_S)
 
     def _loop(self) -> Any:
-        """SGLang's event loop, which begins with the first request."""
+        """SGLang's event loop; it begins with the HTTP server, or with a request."""
         while self._manager.event_loop is None:
             time.sleep(POLL_S)
         return self._manager.event_loop

@@ -20,6 +20,8 @@ from sglang.semi_pd.partition.matrix_products import (
 class NumericsError(SemiPDError):
     """Products are wrong on this share of the GPU."""
 
+    see = "split-and-workers"
+
 
 def check(device: torch.device, percentage: int) -> None:
     """Compare BF16 products with FP32 ones, on this process's share.

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 import setproctitle
 import torch
-from sglang.semi_pd.errors import SemiPDError
-from sglang.semi_pd.launch.start_progress import Phase
+from sglang.semi_pd.launch.start_progress import Failure, Phase
 from sglang.semi_pd.partition.cpu_share import take_cores
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers import numerics_gate
@@ -35,8 +35,19 @@ def run(spec: WorkerSpec, ready: Connection) -> None:
     body = _run_resident if spec.role is InstanceRole.RESIDENT else _run_scheduler
     try:
         body(spec, ready)
-    except SemiPDError as error:
-        print(f"{spec.title}: {error}", file=sys.stderr, flush=True)
+    except Exception as error:
+        _tell(error, spec, ready)
+        raise
+
+
+def _tell(error: Exception, spec: WorkerSpec, ready: Connection) -> None:
+    """The main process hears why the start failed, and says it once for all processes.
+
+    Ends this one without a traceback, unless that is asked for: then it returns.
+    """
+    with suppress(OSError):  # nobody listens any more
+        ready.send(Failure.of(error))
+    if spec.server_args.log_level != "debug":
         sys.exit(EXIT_FAILED)
 
 
@@ -68,6 +79,7 @@ def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
     scheduler_class.spec, scheduler_class.memory = spec, memory
     scheduler_class.green = green
     scheduler_class.enter = lambda doing: ready.send(Phase(doing))
+    scheduler_class.fail = lambda error: _tell(error, spec, ready)
     install_worker(memory, scheduler_class)
     upstream.run_scheduler_process(
         spec.server_args,
@@ -81,7 +93,7 @@ def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
         None,  # data-parallel rank
         ready,
     )
-    # Upstream logs an exception of its scheduler and returns.
+    # Upstream logs an exception of its scheduler, if it sees one, and returns.
     sys.exit(EXIT_FAILED)
 
 

@@ -40,9 +40,10 @@ class WorkerScheduler(Scheduler):
     """SGLang's scheduler as one of two over the same memory.
 
     Attributes:
-        spec, memory, enter: set once per process, before the scheduler is made, for
-            SGLang's constructor already builds pools and sockets with them. ``enter``
-            tells the main process what the start is at.
+        spec, memory, enter, fail: set once per process, before the scheduler is made,
+            for SGLang's constructor already builds pools and sockets with them.
+            ``enter`` tells the main process what the start is at, ``fail`` why it
+            failed.
         queue_replacement: upstream's queue class of the role, by dotted name, and the
             one to use in its place.
         around: further hooks of the role, by the dotted name of what they wrap.
@@ -52,6 +53,7 @@ class WorkerScheduler(Scheduler):
     memory: ClassVar[ResidentMemory]
     green: ClassVar[GreenForward | None] = None
     enter: ClassVar[Callable[[str], None]]
+    fail: ClassVar[Callable[[Exception], None]]
     queue_replacement: ClassVar[dict[str, type]]
     around: ClassVar[dict[str, Callable[..., Any]]] = {}
 
@@ -59,7 +61,11 @@ class WorkerScheduler(Scheduler):
         setproctitle.setproctitle(self.spec.title)
         self._leave: Leave | None = None
         self._heartbeat = Heartbeat(self.spec.heartbeat_path)
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except Exception as error:
+            type(self).fail(error)
+            raise  # upstream logs it with its traceback
         self.share_watch: ShareWatch | None = None
         if str(self.device).startswith("cuda"):
             self._watch_share()
