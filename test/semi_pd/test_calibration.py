@@ -11,14 +11,24 @@ import numpy as np
 import pytest
 from sglang.semi_pd.cli.command_line import main
 from sglang.semi_pd.errors import ConfigError
-from sglang.semi_pd.simulation.calibration import calibrate, compare
+from sglang.semi_pd.simulation import client_view
+from sglang.semi_pd.simulation.calibration import (
+    calibrate,
+    calibrate_jointly,
+    compare,
+)
 from sglang.semi_pd.simulation.measured_run import MeasuredRun
 from sglang.semi_pd.simulation.simulator import InstanceSimulator
-from sglang.semi_pd.simulation.simulator_coefficients import SimulatorCoefficients
+from sglang.semi_pd.simulation.simulator_coefficients import (
+    BUILTIN,
+    SimulatorCoefficients,
+)
 from sglang.semi_pd.simulation.trace import Trace
 from sglang.semi_pd.sm_allocation import SMAllocation
 
 H200 = SimulatorCoefficients.builtin()
+SERVED = BUILTIN.with_name("h200_llama3_8b_green_served.json")
+PROBES = Path(__file__).parent / "data"
 SPLIT = SMAllocation(50, 50)
 # Another machine: 40 times slower, with other proportions.
 TRUTH = replace(
@@ -70,6 +80,29 @@ def test_a_fit_to_one_run_predicts_another() -> None:
         assert abs(one.error) < 0.15, one
 
 
+@pytest.mark.parametrize(("fitted", "judged"), [(15, 23), (23, 15)])
+def test_one_measured_rate_predicts_another(
+    fitted: int, judged: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An H200 under 50/100, 15.6 and 23.5 requests per second; see docs/scaling.md.
+
+    The second is what that split's prefill can just carry.
+    """
+    fit, judge = (
+        str(PROBES / f"h200_50_100_{n}_per_s.jsonl") for n in (fitted, judged)
+    )
+    common = ["simulate", "--split", "50/100", "--calibration", str(SERVED)]
+    assert main([*common, "--validate", judge, "--json"]) == 1  # it never saw 50/100
+    capsys.readouterr()
+    assert main([*common, "--calibrate", fit, "--validate", judge, "--json"]) == 0
+    errors = {
+        one["name"]: one["error"]
+        for one in json.loads(capsys.readouterr().out)["comparisons"]
+    }
+    print(errors)
+    assert max(abs(errors["TTFT P90"]), abs(errors["TPOT P90"])) < 0.15
+
+
 def test_the_command_writes_a_calibration_and_judges_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +117,25 @@ def test_the_command_writes_a_calibration_and_judges_it(
     assert main([*judge, "--calibration", str(out)]) == 0
     assert len(json.loads(capsys.readouterr().out)["comparisons"]) == 4
     assert main(judge) == 1  # the built-in step times are another machine's
+
+
+def test_several_splits_are_fitted_together() -> None:
+    """One machine under two splits: one set of step times reproduces both runs."""
+    truth = replace(
+        H200, interference=((50, 50, 2.2, 1.4, 2.5), (90, 100, 1.4, 3.0, 4.0))
+    )
+    runs = []
+    for split in (SPLIT, SMAllocation(90, 100)):
+        trace = Trace.poisson(10.0, requests=200, input_length=900, output_length=150)
+        instance = InstanceSimulator(trace, truth, split)
+        instance.advance()
+        latencies = client_view.ttft_s(instance), client_view.tpot_s(instance)
+        runs.append((MeasuredRun(trace, *(1e3 * one for one in latencies)), split))
+    begin = replace(H200, interference=((50, 50, 1.9, 1.9), (90, 100, 1.8, 2.5)))
+    fitted = calibrate_jointly(runs, begin)
+    for run, split in runs:
+        assert max(abs(one.error) for one in compare(run, begin, split)) > 0.15
+        assert max(abs(one.error) for one in compare(run, fitted, split)) < 0.15
 
 
 def test_records_are_read_and_refused(tmp_path: Path) -> None:

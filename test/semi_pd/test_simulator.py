@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from sglang.semi_pd.control.control_pace import ControlPace
 from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.simulation import client_view
 from sglang.semi_pd.simulation.simulation import simulate, simulate_controlled
 from sglang.semi_pd.simulation.simulator import InstanceSimulator
 from sglang.semi_pd.simulation.simulator_coefficients import SimulatorCoefficients
@@ -53,13 +54,13 @@ def test_one_request_takes_its_prefill_and_its_steps() -> None:
     instance = run(trace_of((1.0, 100, 11)))
     assert instance.first_token_s[0] == pytest.approx(1.01)
     assert instance.completion_s[0] == pytest.approx(1.11)
-    assert instance.worst_gap_s()[0] == pytest.approx(0.01)
+    assert client_view.worst_gap_s(instance)[0] == pytest.approx(0.01)
 
 
 def test_one_token_needs_no_decode_step() -> None:
     instance = run(trace_of((0.0, 100, 1)))
     assert instance.completion_s[0] == instance.first_token_s[0]
-    assert math.isnan(instance.worst_gap_s()[0])
+    assert math.isnan(client_view.worst_gap_s(instance)[0])
 
 
 def test_prompts_queue_first_come_first_served() -> None:
@@ -68,11 +69,38 @@ def test_prompts_queue_first_come_first_served() -> None:
     assert instance.first_token_s == pytest.approx([0.01, 0.03, 0.035])
 
 
-def test_a_request_joins_the_next_decode_step() -> None:
+def test_a_prefill_step_is_formed_when_the_one_before_it_begins() -> None:
+    coefficients = replace(ROUND, chunk_tokens=100)
+    instance = run(trace_of((0.0, 100, 1), (0.0, 50, 1), (0.002, 50, 1)), coefficients)
+    assert instance.first_token_s == pytest.approx([0.01, 0.015, 0.02])
+
+
+def test_the_fixed_part_of_a_prefill_step_is_the_hosts_and_no_split_slows_it() -> None:
+    coefficients = replace(ROUND, prefill_step_s=0.004, prefill_speed=((100, 0.5),))
+    instance = run(trace_of((0.0, 100, 1)), coefficients)
+    assert instance.first_token_s[0] == pytest.approx(0.024)
+
+
+def test_a_first_token_leaves_at_the_end_of_a_step_and_the_next_two_steps_later() -> (
+    None
+):
     instance = run(trace_of((0.0, 100, 101), (0.1, 50, 3)))
-    assert instance.first_token_s[1] == pytest.approx(0.105)
-    assert instance.completion_s[1] == pytest.approx(0.13)
-    assert instance.worst_gap_s()[1] == pytest.approx(0.015)
+    assert instance.first_token_s[1] == pytest.approx(0.11)
+    assert instance.completion_s[1] == pytest.approx(0.14)
+    assert client_view.worst_gap_s(instance)[1] == pytest.approx(0.02)
+
+
+def test_what_has_ended_is_in_one_more_step() -> None:
+    coefficients = replace(ROUND, decode_step_s=0.0, decode_s_per_request=0.01)
+    instance = run(trace_of((0.0, 100, 3), (0.0, 100, 5)), coefficients)
+    # Both from 0.02 on, 20 ms a step: two steps, one for nothing, then one alone.
+    assert instance.completion_s == pytest.approx([0.06, 0.09])
+
+
+def test_tokens_of_running_streams_delay_a_first_token() -> None:
+    coefficients = replace(ROUND, request_overhead_s=0.003, transport_s_per_stream=1e-3)
+    instance = run(trace_of((0.0, 100, 101), (0.1, 50, 3)), coefficients)
+    assert client_view.ttft_s(instance) == pytest.approx([0.013, 0.014])
 
 
 def test_a_full_cache_holds_prompts_back() -> None:
@@ -88,10 +116,20 @@ def test_a_request_larger_than_the_cache_is_served_alone() -> None:
 
 def test_interference_slows_both_only_while_both_run() -> None:
     coefficients = replace(ROUND, interference=((100, 100, 3, 2),))
-    instance = run(trace_of((0.0, 100, 101), (0.1, 100, 2)), coefficients)
+    instance = run(trace_of((0.0, 100, 101), (0.095, 100, 2)), coefficients)
     assert instance.first_token_s[0] == pytest.approx(0.01)
-    assert instance.first_token_s[1] == pytest.approx(0.13)
-    assert instance.worst_gap_s()[0] == pytest.approx(0.02)
+    assert instance.first_token_s[1] == pytest.approx(0.14)
+    assert client_view.worst_gap_s(instance)[0] == pytest.approx(0.02)
+
+
+def test_reading_kv_beside_prefill_has_a_factor_of_its_own() -> None:
+    coefficients = replace(
+        ROUND, decode_s_per_kv_token=1e-4, interference=((100, 100, 1, 2, 5),)
+    )
+    instance = run(trace_of((0.0, 100, 3), (0.012, 900, 1)), coefficients)
+    first, second = np.diff([instance.first_token_s[0], *instance.step_ends_s[:2]])
+    assert first == pytest.approx(0.01 + 101e-4)
+    assert second == pytest.approx(2 * 0.01 + 5 * 102e-4)
 
 
 def test_every_request_is_served_and_memory_comes_back() -> None:
@@ -121,6 +159,7 @@ def test_the_measured_table_is_returned_where_it_was_measured() -> None:
         factors = coefficients.factors(SMAllocation(int(prefill), int(decode)))
         beside = (factors.prefill_beside_decode, factors.decode_beside_prefill)
         assert beside == pytest.approx((prefill_factor, decode_factor), rel=1e-3)
+        assert factors.decode_kv_beside_prefill == factors.decode_beside_prefill
 
 
 def test_a_larger_share_serves_its_own_phase_better() -> None:

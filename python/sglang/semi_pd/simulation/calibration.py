@@ -2,32 +2,37 @@
 """Fitting the simulator to a measured run, and judging it by another one.
 
 A run is played again, request by request, and the step times are changed until every
-request's TTFT and TPOT come out as measured. The search is a pattern search over the
-logarithms of a few coefficients: it needs no gradient, and the same run always gives
-the same fit.
+request's TTFT and TPOT come out as measured.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from sglang.semi_pd.simulation import client_view
 from sglang.semi_pd.simulation.measured_run import MeasuredRun
+from sglang.semi_pd.simulation.robust_fit import fit
 from sglang.semi_pd.simulation.simulator import InstanceSimulator
-from sglang.semi_pd.simulation.simulator_coefficients import SimulatorCoefficients
+from sglang.semi_pd.simulation.simulator_coefficients import (
+    SimulatorCoefficients,
+    StepFactors,
+)
 from sglang.semi_pd.sm_allocation import SMAllocation
 
 _FITTED = (
     "request_overhead_s",
+    "transport_s_per_stream",
     "prefill_step_s",
     "prefill_s_per_token",
     "decode_step_s",
-    "decode_s_per_request",
+    "decode_s_per_kv_token",
 )
-_STEPS = (math.log(3.0), math.log(1.5), math.log(1.15), math.log(1.05))
-_ROUNDS = 3
+_TIE = 0.015
+_TRANSPORT_S = 1.5e-4
+_TRANSPORT_TIE = 0.1
+"""Near saturation a queue that is too short can be made up by slow transport: no."""
 _PERCENTILES = (50, 90)
 
 
@@ -70,34 +75,50 @@ def calibrate(
     Also fits how much the workers slow each other under that split. The other splits'
     lines stay as in ``base``, relative to alone on the whole GPU.
     """
-    start = base.factors(split)
-    beside = (start.prefill_beside_decode, start.decode_beside_prefill)
-    values = [max(getattr(base, name), 1e-9) for name in _FITTED] + list(beside)
+    return calibrate_jointly([(run, split)], base)
 
-    def candidate(point: list[float]) -> SimulatorCoefficients:
-        overhead_s, step_s, token_s, decode_s, request_s, *slower = point
-        here = (split.prefill_percentage, split.decode_percentage)
-        others = [one for one in base.interference if one[:2] != here]
-        return replace(
-            base,
-            request_overhead_s=overhead_s,
-            prefill_step_s=step_s,
-            prefill_s_per_token=token_s,
-            decode_step_s=decode_s,
-            decode_s_per_request=request_s,
-            interference=(*others, (*here, slower[0], slower[1])),
-        )
 
-    def loss(point: list[float]) -> float:
-        return _loss(run, candidate(point), split)
+def calibrate_jointly(
+    runs: Sequence[tuple[MeasuredRun, SMAllocation]], base: SimulatorCoefficients
+) -> SimulatorCoefficients:
+    """As ``calibrate``: one set of step times, and for each split its own factors."""
+    splits = list(dict.fromkeys(split for _, split in runs))
+    caps = [(one.prefill_percentage, one.decode_percentage) for one in splits]
+    others = [line for line in base.interference if line[:2] not in caps]
+    factors = [value for one in splits for value in _beside(base.factors(one))]
+    least = {"transport_s_per_stream": _TRANSPORT_S}
+    values = [max(getattr(base, name), least.get(name, 1e-9)) for name in _FITTED]
+    values += factors
 
-    return candidate(_search(loss, _scaled(run, base, split, values)))
+    def candidate(point: np.ndarray) -> SimulatorCoefficients:
+        found = np.exp(point).tolist()
+        times = dict(zip(_FITTED, found, strict=False))
+        slower = np.reshape(found[len(_FITTED) :], (len(caps), -1)).tolist()
+        lines = [(*cap, *line) for cap, line in zip(caps, slower, strict=True)]
+        return replace(base, **times, interference=(*others, *lines))
+
+    def misses(point: np.ndarray) -> np.ndarray:
+        tried = candidate(point)
+        return np.concatenate([_misses(run, tried, split) for run, split in runs])
+
+    starts = [values, _scaled(*runs[0], base, values)]
+    ties = np.full(len(values), _TIE)
+    ties[_FITTED.index("transport_s_per_stream")] = _TRANSPORT_TIE
+    return candidate(fit(misses, np.log(starts), ties))
+
+
+def _beside(factors: StepFactors) -> tuple[float, float, float]:
+    return (
+        factors.prefill_beside_decode,
+        factors.decode_beside_prefill,
+        factors.decode_kv_beside_prefill,
+    )
 
 
 def _scaled(
     run: MeasuredRun,
-    base: SimulatorCoefficients,
     split: SMAllocation,
+    base: SimulatorCoefficients,
     values: list[float],
 ) -> list[float]:
     """Bring the start near: another GPU may be a hundred times slower."""
@@ -107,45 +128,28 @@ def _scaled(
     prefill = per_token_s / (base.prefill_s_per_token * alone.prefill_alone)
     step_s = 1e-3 * float(np.nanpercentile(tpot_ms, 5))
     decode = step_s / (base.decode_step_s * alone.decode_alone)
-    factors = [prefill, prefill, prefill, decode, decode, 1.0, 1.0]
-    return [value * max(f, 1e-6) for value, f in zip(values, factors, strict=True)]
+    factors = [prefill, decode, prefill, prefill, decode, decode]
+    times = [value * max(f, 1e-6) for value, f in zip(values, factors, strict=False)]
+    return times + values[len(times) :]
 
 
-def _search(loss: Callable[[list[float]], float], point: list[float]) -> list[float]:
-    """Try each coefficient up and down, in steps that become smaller."""
-    best = loss(point)
-    for step in _STEPS:
-        for _ in range(_ROUNDS):
-            before = best
-            for place in range(len(point)):
-                for factor in (math.exp(step), math.exp(-step)):
-                    trial = [*point]
-                    trial[place] *= factor
-                    value = loss(trial)
-                    if value < best:
-                        best, point = value, trial
-                        break
-            if best == before:
-                break
-    return point
-
-
-def _loss(
+def _misses(
     run: MeasuredRun, coefficients: SimulatorCoefficients, split: SMAllocation
-) -> float:
-    """How far the simulated requests are from the measured ones."""
-    total = 0.0
+) -> np.ndarray:
+    """How far simulated requests are from measured ones: logarithms of ratios.
+
+    TTFT and TPOT weigh the same however many requests there are, and both percentiles
+    that a run is judged by as much as all requests together.
+    """
+    parts = []
     played = _play(run, coefficients, split)
     for ours, theirs in zip(played, (run.ttft_ms, run.tpot_ms), strict=True):
-        both = np.isfinite(ours) & np.isfinite(theirs)
-        each = np.abs(np.log(ours[both] / theirs[both]))
-        total += float(np.minimum(each, 2.0).mean())
-        for percentile in _PERCENTILES:
-            ratio = np.percentile(ours[both], percentile) / np.percentile(
-                theirs[both], percentile
-            )
-            total += float(abs(np.log(ratio)))
-    return total
+        known = np.isfinite(theirs)
+        logs = np.log(np.maximum(ours[known], 1e-6)), np.log(theirs[known])
+        parts.append((logs[0] - logs[1]) / np.sqrt(known.sum()))
+        ranks = [np.percentile(one, _PERCENTILES) for one in logs]
+        parts.append((ranks[0] - ranks[1]) / np.sqrt(len(_PERCENTILES)))
+    return np.concatenate(parts)
 
 
 def _play(
@@ -154,9 +158,4 @@ def _play(
     """Return each request's TTFT and TPOT in the simulator, milliseconds."""
     instance = InstanceSimulator(run.trace, coefficients, split)
     instance.advance()
-    steps = run.trace.output_length - 1
-    decode_s = instance.completion_s - instance.first_token_s
-    tpot_s = np.full(len(steps), np.nan)
-    np.divide(decode_s, steps, out=tpot_s, where=steps > 0)
-    ttft_s = instance.first_token_s - run.trace.arrival_s
-    return 1e3 * (ttft_s + coefficients.request_overhead_s), 1e3 * tpot_s
+    return 1e3 * client_view.ttft_s(instance), 1e3 * client_view.tpot_s(instance)

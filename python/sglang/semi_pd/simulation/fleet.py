@@ -96,6 +96,7 @@ class FleetSimulator:
             self._decoders = Router(deployment.decode_routing, decodes, trace)
         self._prefill_tokens = [0] * requests
         self._events: list[_Event] = []
+        self._streams = [0] * requests
         self.first_token_s = [float("nan")] * requests
         self.completion_s = [float("nan")] * requests
         self.prefill_busy_s = 0.0
@@ -148,7 +149,7 @@ class FleetSimulator:
         steps = math.ceil(
             (self._costs.chunk_tokens - budget) / self._costs.chunk_tokens
         )
-        took_s = (steps * self._costs.prefill_step_s + work_s) * factor
+        took_s = steps * self._costs.prefill_step_s + work_s * factor
         self.prefill_busy_s += took_s
         heapq.heappush(self._events, (now + took_s, _CHUNK_ENDS, gpu.index, 0))
 
@@ -176,9 +177,7 @@ class FleetSimulator:
                 self._router.ended(index)
                 self._send(now, gpu, index)
         else:
-            for index in chunk:
-                self.first_token_s[index] = now
-            gpu.ready.extend(chunk)
+            self._first_tokens(now, gpu, chunk)
             self._advance(now, gpu)
             self._join(gpu)
         self._start_chunk(now, gpu)
@@ -192,14 +191,27 @@ class FleetSimulator:
         heapq.heappush(self._events, (arrives_s, _KV_ARRIVES, place, index))
 
     def _receive(self, now: float, gpu: _GPU, index: int) -> None:
-        self.first_token_s[index] = now
-        gpu.ready.append(index)
+        self._first_tokens(now, gpu, [index])
         self._advance(now, gpu)
         self._join(gpu)
         self._change_pace(now, gpu)
 
+    def _first_tokens(self, now: float, gpu: _GPU, indices: list[int]) -> None:
+        """First tokens leave when a running step ends: on average after half of it."""
+        leaves_s = now
+        if gpu.pace and not self._is_plain:
+            leaves_s += 0.5 / gpu.pace
+        for index in indices:
+            self.first_token_s[index] = leaves_s
+            self._streams[index] = gpu.running
+        gpu.ready.extend(indices)
+
     def _join(self, gpu: _GPU) -> None:
-        """Let requests into the batch as far as it and the KV cache have room."""
+        """Let requests into the batch as far as it and the KV cache have room.
+
+        They have nothing of the step that runs, nor of the next, already formed.
+        """
+        late = 1.5 if gpu.running and not self._is_plain else 0.0
         while gpu.ready and gpu.running < self._costs.max_decode_batch:
             index = gpu.ready[0]
             if self._is_disaggregated:
@@ -209,8 +221,8 @@ class FleetSimulator:
                 gpu.free_kv -= needed
             gpu.ready.popleft()
             gpu.running += 1
-            gpu.kv_tokens += self._input[index]
-            ends_at = gpu.tokens + self._output[index] - 1
+            gpu.kv_tokens += self._input[index] - late
+            ends_at = gpu.tokens + self._output[index] - 1 + late
             heapq.heappush(gpu.ends, (ends_at, index))
 
     def _end_requests(self, now: float, gpu: _GPU, version: int) -> None:
@@ -261,6 +273,7 @@ class FleetSimulator:
         first, end = np.array(self.first_token_s), np.array(self.completion_s)
         steps = np.array(self._output) - 1
         ttft_s = first - arrival + self._costs.request_overhead_s
+        ttft_s += self._costs.transport_s_per_stream * np.array(self._streams)
         tpot_s = np.full(len(steps), np.nan)
         np.divide(end - first, steps, out=tpot_s, where=steps > 0)
         return ttft_s, tpot_s

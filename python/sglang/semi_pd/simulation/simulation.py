@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from sglang.semi_pd.control.sliding_window import summarise
 from sglang.semi_pd.metrics_collector import SemiPDMetricsCollector
+from sglang.semi_pd.simulation import client_view
 from sglang.semi_pd.simulation.simulator import InstanceSimulator
 from sglang.semi_pd.simulation.simulator_coefficients import SimulatorCoefficients
 from sglang.semi_pd.simulation.trace import Trace
@@ -70,7 +71,7 @@ def simulate(
     ]
     for instance in instances:
         instance.advance()
-    return _report(str(allocation), instances, constraints, coefficients)
+    return _report(str(allocation), instances, constraints)
 
 
 def simulate_controlled(  # noqa: PLR0913 - three of them have defaults
@@ -98,7 +99,7 @@ def simulate_controlled(  # noqa: PLR0913 - three of them have defaults
     while np.isnan(instance.completion_s).any():
         plant.advance(plant.now_s + interval_s)
         decisions.append(controller.tick(plant.now_s))
-    report = _report("controlled", [instance], constraints, coefficients)
+    report = _report("controlled", [instance], constraints)
     return ControlledRun(report, tuple(plant.splits), tuple(decisions))
 
 
@@ -174,12 +175,10 @@ def _report(
     name: str,
     instances: list[InstanceSimulator],
     constraints: SLOConstraints,
-    coefficients: SimulatorCoefficients,
 ) -> SimulationReport:
-    ttft_s = np.concatenate([i.first_token_s - i.trace.arrival_s for i in instances])
-    ttft_ms = 1e3 * (ttft_s + coefficients.request_overhead_s)
-    tpot_ms = 1e3 * np.concatenate([_tpot_s(i) for i in instances])
-    gap_ms = 1e3 * np.concatenate([i.worst_gap_s() for i in instances])
+    ttft_ms = 1e3 * np.concatenate([client_view.ttft_s(i) for i in instances])
+    tpot_ms = 1e3 * np.concatenate([client_view.tpot_s(i) for i in instances])
+    gap_ms = 1e3 * np.concatenate([client_view.worst_gap_s(i) for i in instances])
     meets = ttft_ms <= constraints.ttft_target_ms
     meets &= ~(tpot_ms > constraints.tpot_target_ms)
     ends_s = max(float(np.nanmax(i.completion_s)) for i in instances)
@@ -198,10 +197,3 @@ def _report(
         decode_utilisation=float(np.mean([i.decode_busy_s for i in instances]))
         / span_s,
     )
-
-
-def _tpot_s(instance: InstanceSimulator) -> np.ndarray:
-    """Return time per output token after the first; NaN for one-token outputs."""
-    steps = np.where(instance.trace.output_length > 1, instance.trace.output_length, 2)
-    tpot_s = (instance.completion_s - instance.first_token_s) / (steps - 1)
-    return np.where(instance.trace.output_length > 1, tpot_s, np.nan)

@@ -15,6 +15,8 @@ from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.sm_allocation import SMAllocation
 
 BUILTIN = Path(__file__).parent / "calibrations" / "h200_llama3_8b.json"
+OFFER_KV_TOKENS = 96_000
+"""A decode step's speed is offered as it is over so much KV (64 times 1500 tokens)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class StepFactors:
     prefill_beside_decode: float
     decode_alone: float
     decode_beside_prefill: float
+    decode_kv_beside_prefill: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +37,23 @@ class SimulatorCoefficients:
     ``builtin`` is the 8B shape on one H200. A step on the whole GPU takes
 
         prefill: step + tokens * (per_token + per_context_token * context before it)
+
+    where ``step`` is the host's, launching kernels: no split changes it;
+
         decode:  step + requests * per_request + KV tokens * per_kv_token
 
     all in seconds. ``*_speed`` are (percentage, speed relative to 100 %) of a worker
     that runs alone under a cap. ``interference`` has lines (prefill percentage, decode
-    percentage, prefill factor, decode factor): step time of each while both run,
-    relative to alone on the whole GPU.
+    percentage, prefill factor, decode factor, KV factor): step time of each while both
+    run, relative to alone on the whole GPU. The last is of the part of a decode step
+    that grows with KV tokens; a line without it has one factor for the whole step.
 
     Args:
         chunk_tokens: most prompt tokens in one prefill step.
         max_decode_batch: most requests in one decode step.
         kv_capacity_tokens: KV cache size, tokens.
         request_overhead_s: tokenising and transport before the first token.
+        transport_s_per_stream: how much longer that takes for each running request.
         provenance: what was measured, on what, and what was not.
     """
 
@@ -57,12 +65,13 @@ class SimulatorCoefficients:
     decode_s_per_kv_token: float
     prefill_speed: tuple[tuple[float, float], ...]
     decode_speed: tuple[tuple[float, float], ...]
-    interference: tuple[tuple[float, float, float, float], ...]
+    interference: tuple[tuple[float, ...], ...]
     chunk_tokens: int
     max_decode_batch: int
     kv_capacity_tokens: int
     request_overhead_s: float
     provenance: str
+    transport_s_per_stream: float = 0.0
 
     def factors(self, allocation: SMAllocation) -> StepFactors:
         """Return the step factors under a split."""
@@ -74,6 +83,7 @@ class SimulatorCoefficients:
             prefill_beside_decode=beside[0],
             decode_alone=1.0 / _speed(self.decode_speed, decode),
             decode_beside_prefill=beside[1],
+            decode_kv_beside_prefill=beside[2],
         )
 
     def offers(self, allocations: Iterable[SMAllocation]) -> tuple[SplitOffer, ...]:
@@ -82,32 +92,41 @@ class SimulatorCoefficients:
 
     def _offer(self, allocation: SMAllocation) -> SplitOffer:
         factors = self.factors(allocation)
+        fixed_s = self.decode_step_s
+        kv_s = self.decode_s_per_kv_token * OFFER_KV_TOKENS
+        beside_s = fixed_s * factors.decode_beside_prefill
+        beside_s += kv_s * factors.decode_kv_beside_prefill
         speeds = WorkerSpeeds(
             prefill_beside=1 / factors.prefill_beside_decode,
             prefill_alone=1 / factors.prefill_alone,
-            decode_beside=1 / factors.decode_beside_prefill,
+            decode_beside=(fixed_s + kv_s) / beside_s,
             decode_alone=1 / factors.decode_alone,
         )
         return SplitOffer(allocation, speeds)
 
-    def _beside(self, allocation: SMAllocation) -> tuple[float, float]:
+    def _beside(self, allocation: SMAllocation) -> tuple[float, float, float]:
         """Interpolate the interference table.
 
         Step time is taken as 1 / normalised share (the paper's Eq. 1) times a
         correction, and only the correction is interpolated, by the inverse
         fourth power of the distance: splits far from the table stay sensible.
         """
-        shares = np.array([allocation.prefill_share, allocation.decode_share])
+        share = (allocation.prefill_share, allocation.decode_share)
+        shares = np.array([share[0], share[1], share[1]])
         if not self.interference:
-            return float(1 / shares[0]), float(1 / shares[1])
-        table = np.array(self.interference, dtype=float)
+            prefill, decode, kv = 1 / shares
+            return float(prefill), float(decode), float(kv)
+        # A line of four has one decode factor, for KV too.
+        lines = [(*line, line[3])[:5] for line in self.interference]
+        table = np.array(lines, dtype=float)
         caps, factors = table[:, :2], table[:, 2:]
-        corrections = factors * caps / np.maximum(100.0, caps.sum(axis=1))[:, None]
+        normalised = caps / np.maximum(100.0, caps.sum(axis=1))[:, None]
+        corrections = factors * normalised[:, (0, 1, 1)]
         here = (allocation.prefill_percentage, allocation.decode_percentage)
         distance2 = ((caps - here) ** 2).sum(axis=1)
         weights = 1.0 / (distance2**2 + 1e-6)
-        prefill, decode = (weights @ corrections) / weights.sum() / shares
-        return float(prefill), float(decode)
+        prefill, decode, kv = (weights @ corrections) / weights.sum() / shares
+        return float(prefill), float(decode), float(kv)
 
     def as_dict(self) -> dict[str, object]:
         """Return the coefficients as JSON can hold them."""
