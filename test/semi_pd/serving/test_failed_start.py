@@ -43,16 +43,39 @@ def test_weights_that_end_too_early(
     flags = [*COMMON_FLAGS, f"--log-level={level}", *second_flags]
     server = Server(name="broken", model=broken, flags=flags)
     try:
-        code = server.start().wait_exit(START_TIMEOUT_S + GRACE_S)
-        assert code == 1, server.failure(f"exit code {code}")
-        assert not server.leftovers()
-        said = server.log()
-        place = said.index("Failed to initialize Semi-PD Coordinator: ")
-        what, why, mend, docs = said[place:].splitlines()[:4]
+        what, why = cause_of_failure(server)
         assert "sglang::semi_pd_resident" in what
         assert why.startswith("  why:  SafetensorError: ")
-        assert mend.startswith("  mend: ")
-        assert docs == "  docs: docs/semi_pd_guide.md#messages"
-        assert ("Traceback" in said) is (level == "debug")
+        assert ("Traceback" in server.log()) is (level == "debug")
     finally:
         server.clean()
+
+
+@ONE_MORE
+def test_an_attention_backend_that_this_host_cannot_run(
+    tiny_model: Path, second_flags: list[str]
+) -> None:
+    """Prefill and decode build it, inside SGLang's scheduler; the resident does not."""
+    flags = [*COMMON_FLAGS, "--attention-backend=fa3", *second_flags]
+    server = Server(name="attention", model=tiny_model, flags=flags)
+    try:
+        what, why = cause_of_failure(server)
+        assert "sglang::semi_pd_prefill" in what or "sglang::semi_pd_decode" in what
+        assert len(why) > len("  why:  ")
+        assert "Traceback" not in server.log()
+    finally:
+        server.clean()
+
+
+def cause_of_failure(server: Server) -> tuple[str, str]:
+    """Let it start, fail and end; the lines of what failed, and why."""
+    code = server.start().wait_exit(START_TIMEOUT_S + GRACE_S)
+    assert code == 1, server.failure(f"exit code {code}")
+    assert not server.leftovers()
+    said = server.log()
+    place = said.index("Failed to initialize Semi-PD Coordinator: ")
+    what, why, mend, docs = said[place:].splitlines()[:4]
+    assert why.startswith("  why:  ")
+    assert mend.startswith("  mend: ")
+    assert docs == "  docs: docs/semi_pd_guide.md#messages"
+    return what, why
