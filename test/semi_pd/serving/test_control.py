@@ -15,6 +15,9 @@ from workload import endless, prompt
 
 pytestmark = pytest.mark.server
 
+LONG = 1500
+"""Tokens that no host has generated in half a second."""
+
 
 def test_flush_cache(plain: Server, semi_pd: Server) -> None:
     """Both workers flush; the next answer is unchanged."""
@@ -31,7 +34,7 @@ def test_flush_cache_is_refused_while_busy(plain: Server, semi_pd: Server) -> No
 
     async def run(url: str) -> tuple[client.Stream, int]:
         async with client.session() as http:
-            body = endless(prompt(100, seed=2), 200)
+            body = endless(prompt(100, seed=2), LONG)
             running = asyncio.create_task(client.stream(http, url, body))
             await asyncio.sleep(0.5)
             async with http.post(f"{url}/flush_cache") as reply:
@@ -40,7 +43,7 @@ def test_flush_cache_is_refused_while_busy(plain: Server, semi_pd: Server) -> No
 
     for server in (plain, semi_pd):
         stream, status = asyncio.run(run(server.url))
-        assert len(stream.last["output_ids"]) == 200
+        assert len(stream.last["output_ids"]) == LONG
         assert status == 400, server.name
 
 

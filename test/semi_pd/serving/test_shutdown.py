@@ -23,7 +23,7 @@ from workload import endless, prompt
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("needs_semi_pd")]
 
 STREAMS = 8
-TOKENS = 300
+TOKENS = 1200
 GRACE_S = 60.0
 NOTICED_S = 0.5
 AFTER_MAIN_S = 5.0
