@@ -16,9 +16,9 @@ from sglang.semi_pd.server.route_body import (
     BAD_REQUEST,
     CONFLICT,
     BadBodyError,
+    asked_by,
     error,
     parse_object,
-    read_body,
 )
 from sglang.semi_pd.sm_allocation import SMAllocation
 
@@ -42,13 +42,9 @@ class Reallocation:
 
     async def answer(self, request: Request) -> JSONResponse:
         """200 when the split asked for serves; else 400, 401, 403 or 409, and why."""
-        refusal = self._access.refusal(request)
-        if refusal is not None:
-            return error(refusal.status_code, refusal.message)
-        try:
-            allocation = parse_body(await read_body(request))
-        except BadBodyError as wrong:
-            return error(BAD_REQUEST, str(wrong))
+        allocation = await asked_by(request, self._access, parse_body)
+        if isinstance(allocation, JSONResponse):
+            return allocation
         if self._is_moving:
             return self._conflict("another request is moving the split")
         self._is_moving = True

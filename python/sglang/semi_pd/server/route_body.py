@@ -4,10 +4,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.server.admin_access import AdminAccess
+
+Asked = TypeVar("Asked")
 
 LONGEST_BODY_BYTES = 4096
 BAD_REQUEST, CONFLICT = 400, 409
@@ -17,7 +23,24 @@ class BadBodyError(ValueError):
     """What is wrong with a body, in one line that names the field."""
 
 
-async def read_body(request: Request) -> bytes:
+async def asked_by(
+    request: Request, access: AdminAccess, parse: Callable[[bytes], Asked]
+) -> Asked | JSONResponse:
+    """What a caller who may asks for; else 400, 401 or 403, and why.
+
+    Args:
+        parse: makes it of the body, or raises ``BadBodyError``.
+    """
+    refusal = access.refusal(request)
+    if refusal is not None:
+        return error(refusal.status_code, refusal.message)
+    try:
+        return parse(await _read_body(request))
+    except BadBodyError as wrong:
+        return error(BAD_REQUEST, str(wrong))
+
+
+async def _read_body(request: Request) -> bytes:
     """The body, as long as it is short.
 
     Raises:

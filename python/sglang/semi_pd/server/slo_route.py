@@ -12,12 +12,11 @@ from fastapi.responses import JSONResponse
 from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.server.admin_access import AdminAccess
 from sglang.semi_pd.server.route_body import (
-    BAD_REQUEST,
     CONFLICT,
     BadBodyError,
+    asked_by,
     error,
     parse_object,
-    read_body,
 )
 from sglang.semi_pd.server.slo_service import OFF, ControlChange
 from sglang.semi_pd.slo_types import ControlMode
@@ -43,13 +42,9 @@ class ControllerChange:
 
     async def answer(self, request: Request) -> JSONResponse:
         """200 and what holds now; else 400, 401, 403 or 409, and why."""
-        refusal = self._access.refusal(request)
-        if refusal is not None:
-            return error(refusal.status_code, refusal.message)
-        try:
-            change = parse_body(await read_body(request))
-        except BadBodyError as wrong:
-            return error(BAD_REQUEST, str(wrong))
+        change = await asked_by(request, self._access, parse_body)
+        if isinstance(change, JSONResponse):
+            return change
         try:
             # Off the event loop: turning it off waits for a look under way.
             await asyncio.to_thread(self._coordinator.slo.change, change)

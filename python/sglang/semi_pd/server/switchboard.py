@@ -73,7 +73,12 @@ class Switchboard:
             port_args.detokenizer_ipc_name,
             False,
         )
-        self._senders = SenderWatch(manager.recv_from_detokenizer)
+        # Else they send to the detokenizer, which has a watch of its own.
+        self._senders = (
+            SenderWatch(manager.recv_from_detokenizer)
+            if manager.skip_tokenizer_init
+            else None
+        )
         self._drained: asyncio.Future[None] | None = None
         self._heard, self._free_pages = heard, free_pages
         self._rehearsing: asyncio.Task[None] | None = None
@@ -159,16 +164,16 @@ class Switchboard:
         function(*arguments)
 
     async def _drain(self, pids: frozenset[int]) -> None:
-        if self._manager.skip_tokenizer_init:
-            await self._drain_here(pids)
+        if self._senders is not None:
+            await self._drain_here(self._senders, pids)
             return
         self._drained = asyncio.get_running_loop().create_future()
         sock_send(self._to_detokenizer, DrainOutputs(pids))
         await self._drained
 
-    async def _drain_here(self, pids: frozenset[int]) -> None:
+    async def _drain_here(self, senders: SenderWatch, pids: frozenset[int]) -> None:
         """Workers send straight to the main process."""
-        while self._senders.senders() & pids:
+        while senders.senders() & pids:
             await asyncio.sleep(DRAIN_POLL_S)
         while zmq.Socket.shadow(self._manager.recv_from_detokenizer).poll(0):
             await asyncio.sleep(DRAIN_POLL_S)

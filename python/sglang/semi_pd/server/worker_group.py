@@ -157,7 +157,6 @@ class WorkerGroup:
         return WorkerSpec(
             role=role,
             generation=generation,
-            is_standby=False,
             server_args=role_server_args(args, role, changes_sms=changes_sms),
             port_args=port_args,
             gpu_id=args.base_gpu_id + rank * args.gpu_id_step,

@@ -25,7 +25,7 @@ from sglang.semi_pd.workers.borrowing_cache import (
 )
 from sglang.semi_pd.workers.decode_room import DecodeRoom
 from sglang.semi_pd.workers.decode_succession import DecodeSuccession
-from sglang.semi_pd.workers.handover import adopt, find_row, flush, socket_of
+from sglang.semi_pd.workers.handover import adopt, flush, socket_of
 from sglang.semi_pd.workers.messages import Handover, LastGiveBack, Leave, Loan
 from sglang.semi_pd.workers.news_streamer import NewsStreamer
 from sglang.semi_pd.workers.penalties import count_adopted, count_as_undivided
@@ -109,10 +109,7 @@ class DecodeScheduler(DecodeSuccession):
         if handover is None:
             self._acquaintances.keep(req)
             return False
-        label = row_label(req.rid, handover.loan.number)
-        row = self._rows.pop(label, None)
-        if row is None:
-            row = find_row(self.memory.table, label, self.give_back)
+        row = self.row_of(handover)
         if req.to_finish is not None and handover.request is not None:
             # Aborted while its grammar was compiled: upstream has dropped its prompt,
             # by which its KV is known.
@@ -123,7 +120,6 @@ class DecodeScheduler(DecodeSuccession):
         return True
 
     def give_back(self) -> None:
-        """Give ended requests back to prefill, as far as forwards allow."""
         if isinstance(self.tree_cache, BorrowingCache):
             self.tree_cache.give_back()
 

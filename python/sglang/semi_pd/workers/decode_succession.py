@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from sglang.semi_pd.utils import InstanceRole
+from sglang.semi_pd.utils import InstanceRole, row_label
 from sglang.semi_pd.workers.early_adoption import EarlyAdoption
-from sglang.semi_pd.workers.handover import flush, handover_of, socket_of
+from sglang.semi_pd.workers.handover import find_row, flush, handover_of, socket_of
 from sglang.semi_pd.workers.introduction import Acquaintances, Introductions
 from sglang.semi_pd.workers.messages import (
     Handover,
@@ -43,7 +43,7 @@ class DecodeSuccession(EarlyAdoption):
     def init_ipc_channels(self, port_args: object) -> None:
         super().init_ipc_channels(port_args)
         self._handovers = {}
-        self._rows: dict[int, int] = {}
+        self._rows: dict[int, int] = {}  # by label: what was taken over at once
         self._acquaintances = Acquaintances()
         self._introductions: Introductions | None = None
         self._prefill_has_left = False
@@ -64,6 +64,18 @@ class DecodeSuccession(EarlyAdoption):
     def build(self, request: TokenizedGenerateReqInput) -> None:
         """Have upstream build a request, which then comes to the adoption queue."""
         raise NotImplementedError
+
+    def give_back(self) -> None:
+        """Give ended requests back to prefill, as far as forwards allow."""
+        raise NotImplementedError
+
+    def row_of(self, handover: Handover) -> int:
+        """The row that came with a handover; waits for it if it is on its way."""
+        label = row_label(handover.request_id, handover.loan.number)
+        row = self._rows.pop(label, None)
+        if row is None:
+            row = find_row(self.memory.table, label, self.give_back)
+        return row
 
     # The old worker
 

@@ -34,7 +34,6 @@ class WorkerSpec:
 
     role: InstanceRole
     generation: int
-    is_standby: bool
     server_args: ServerArgs
     port_args: PortArgs
     gpu_id: int
@@ -47,6 +46,7 @@ class WorkerSpec:
     split: SMAllocation | None
     pool_bytes: int | None
     has_prefix_cache: bool
+    is_standby: bool = False
 
     @property
     def title(self) -> str:
