@@ -35,13 +35,14 @@ class GreenDevice:
 
     Args:
         device: a CUDA device with an index; its primary context must be active.
+        priority: of the streams, as CUDA counts: 0 is the lowest.
 
     Raises:
         GreenContextError: the driver cannot split this device.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, priority: int = 0) -> None:
+        self.device, self._priority = device, priority
         self._ordinal = _checked(driver.cuDeviceGet(device.index))
         whole = _checked(driver.cuDeviceGetDevResource(self._ordinal, _SM))
         groups, count, rest = _checked(
@@ -84,7 +85,7 @@ class GreenDevice:
         if got != self.units.count(units):
             raise _error(f"{got} SMs instead of {self.units.count(units)}")
         flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value
-        raw = _checked(driver.cuGreenCtxStreamCreate(context, flags, 0))
+        raw = _checked(driver.cuGreenCtxStreamCreate(context, flags, self._priority))
         return torch.cuda.ExternalStream(int(raw), device=self.device)
 
 

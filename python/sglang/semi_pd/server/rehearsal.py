@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PREFIX = f"SEMI_PD_REHEARSAL_{secrets.token_hex(8)}"
 """No client can have it."""
 TOKENS = 8
-LONG_PROMPT = 2048
+LONG_PROMPT = 1280
 """Longer than any prefill that is captured as a graph."""
 SHORT_PROMPT = 16
 PAUSE_S = 0.001

@@ -3,22 +3,22 @@
 
 SGLang's scheduler runs the model on ``forward_stream`` and everything else on streams
 of its own; only that one decides on which SMs the model runs, so only that one is
-replaced. A move makes the new stream wait, on the device, for what the old one has
-queued. So all forwards stay in one order, whatever the stream, and memory that a stream
-has freed is never reused before its last reader has finished.
+replaced.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.semi_pd.partition.green_context import GreenContextError, GreenDevice
 from sglang.semi_pd.partition.sm_ranges import SMRange
 from sglang.semi_pd.workers import numerics_gate
 from sglang.semi_pd.workers.green_graphs import GraphSets
+from sglang.semi_pd.workers.stream_priority import PRIORITY, event_loop_hook, run_on
 
 if TYPE_CHECKING:
     from sglang.semi_pd.sm_allocation import SMAllocation
@@ -34,9 +34,6 @@ CACHE_SHARE = 0.45
 class GreenForward:
     """The streams of one worker, and the one in use.
 
-    Attributes:
-        graphs: its decode graphs, of which each stream has a set.
-
     Raises:
         GreenContextError: green contexts cannot be used on this device.
     """
@@ -47,20 +44,24 @@ class GreenForward:
         torch.cuda.set_device(device)
         torch.cuda.synchronize()  # the primary context is active from here on
         self._role = spec.role
-        self._green = GreenDevice(device)
+        self._green = GreenDevice(device, PRIORITY[spec.role])
         began = time.monotonic()
         self._streams = {
             units: self._green.stream(units)
             for units in self._green.units.ranges(spec.role)
         }
         self._units = self._green.units.range_of(spec.role, spec.split)
-        self.graphs = GraphSets(self._streams, self._units)
+        self._graphs = GraphSets(self._streams, self._units)
         logger.info(
             "%d green streams in %.0f ms, SMs in units of %s",
             len(self._streams),
             1e3 * (time.monotonic() - began),
             self._green.units.sizes,
         )
+
+    def hooks(self) -> dict[str, Callable[..., Any]]:
+        """What wraps SGLang's capture, by dotted name."""
+        return {**self._graphs.hooks(), **event_loop_hook(self._role)}
 
     @property
     def sms(self) -> int:
@@ -118,11 +119,6 @@ class GreenForward:
         return 1e6 * (time.perf_counter() - began)
 
     def _switch(self, scheduler: WorkerScheduler, units: SMRange) -> None:
-        stream = self._streams[units]
-        stream.wait_event(scheduler.forward_stream.record_event())
-        scheduler.forward_stream = stream
-        scheduler.forward_stream_ctx = torch.cuda.stream(stream)
-        scheduler.tp_worker.model_runner.forward_stream = stream
-        scheduler.token_to_kv_pool_allocator.forward_stream = stream
-        self.graphs.use(units)
+        run_on(scheduler, self._streams[units])
+        self._graphs.use(units)
         self._units = units

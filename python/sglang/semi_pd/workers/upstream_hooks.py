@@ -82,7 +82,7 @@ def install_worker(
 ) -> None:
     """Workers: weights, pools and sizes come from the resident."""
     install_pool_memory(SupplyExisting(memory.manifest.kv_buffers, memory.tensor))
-    green = scheduler_class.green
+    forwards = scheduler_class.forwards
     _apply(
         HookType.AROUND,
         {
@@ -97,7 +97,7 @@ def install_worker(
                 scheduler_class.spec.load_snapshot_path
             ),
             **scheduler_class.around,
-            **(green.graphs.hooks() if green is not None else {}),
+            **(forwards.hooks() if forwards is not None else {}),
         },
     )
     _apply(

@@ -18,6 +18,7 @@ from sglang.semi_pd.workers import numerics_gate
 
 if TYPE_CHECKING:
     from sglang.semi_pd.workers.green_forward import GreenForward
+    from sglang.semi_pd.workers.stream_priority import ServingStream
     from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
     from sglang.semi_pd.workers.worker_spec import WorkerSpec
 
@@ -67,7 +68,7 @@ def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
 
     scheduler_class = _scheduler_class(spec.role)
     device = torch.device(spec.device)
-    green = _enter_gpu(spec, device) if device.type == "cuda" else None
+    forwards = _enter_gpu(spec, device) if device.type == "cuda" else None
     ready.send(Phase("waiting for the resident's memory"))
     memory = ResidentMemory.attach(
         spec.resident_socket,
@@ -77,7 +78,7 @@ def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
     )
     ready.send(Phase("attached; building the model over it"))
     scheduler_class.spec, scheduler_class.memory = spec, memory
-    scheduler_class.green = green
+    scheduler_class.forwards = forwards
     scheduler_class.enter = lambda doing: ready.send(Phase(doing))
     scheduler_class.fail = lambda error: _tell(error, spec, ready)
     install_worker(memory, scheduler_class)
@@ -97,16 +98,18 @@ def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
     sys.exit(EXIT_FAILED)
 
 
-def _enter_gpu(spec: WorkerSpec, device: torch.device) -> GreenForward | None:
-    """Make sure that this share of the GPU computes right; its streams, if it has any.
+def _enter_gpu(spec: WorkerSpec, device: torch.device) -> GreenForward | ServingStream:
+    """Make sure that this share of the GPU computes right; where the model is to run.
 
     Raises:
         NumericsError: it does not.
         GreenContextError: green contexts were asked for and cannot be had.
     """
     if spec.split is None:
+        from sglang.semi_pd.workers.stream_priority import ServingStream
+
         numerics_gate.check(device, spec.percentage)
-        return None
+        return ServingStream(spec.role, device)
     from sglang.semi_pd.workers.green_forward import GreenForward
 
     green = GreenForward(spec)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sglang.semi_pd.workers.green_forward import GreenForward
     from sglang.semi_pd.workers.resident_memory import ResidentMemory
     from sglang.semi_pd.workers.share_watch import ShareWatch
+    from sglang.semi_pd.workers.stream_priority import ServingStream
     from sglang.semi_pd.workers.worker_spec import WorkerSpec
     from sglang.srt.managers.schedule_batch import ScheduleBatch
 
@@ -40,10 +41,10 @@ class WorkerScheduler(Scheduler):
     """SGLang's scheduler as one of two over the same memory.
 
     Attributes:
-        spec, memory, enter, fail: set once per process, before the scheduler is made,
-            for SGLang's constructor already builds pools and sockets with them.
-            ``enter`` tells the main process what the start is at, ``fail`` why it
-            failed.
+        spec, memory, forwards, enter, fail: set once per process, before the scheduler
+            is made, for SGLang's constructor already builds pools and sockets with
+            them. ``forwards``, on a GPU, is where the model runs, ``enter`` tells the
+            main process what the start is at, ``fail`` why it failed.
         queue_replacement: upstream's queue class of the role, by dotted name, and the
             one to use in its place.
         around: further hooks of the role, by the dotted name of what they wrap.
@@ -51,7 +52,7 @@ class WorkerScheduler(Scheduler):
 
     spec: ClassVar[WorkerSpec]
     memory: ClassVar[ResidentMemory]
-    green: ClassVar[GreenForward | None] = None
+    forwards: ClassVar[GreenForward | ServingStream | None] = None
     enter: ClassVar[Callable[[str], None]]
     fail: ClassVar[Callable[[Exception], None]]
     queue_replacement: ClassVar[dict[str, type]]
@@ -117,20 +118,21 @@ class WorkerScheduler(Scheduler):
         return int(counts.item())
 
     def _watch_share(self) -> None:
-        if self.green is not None:
-            self.green.attach(self)
+        assert self.forwards is not None, "set before the scheduler is made"
+        self.forwards.attach(self)
         from sglang.semi_pd.workers.share_watch import ShareWatch
 
         device = torch.device(self.spec.device)
-        visible = torch.cuda.get_device_properties(device).multi_processor_count
-        sms = visible if self.green is None else self.green.sms
-        self.share_watch = ShareWatch(device, self.spec.share_path, sms)
+        self.share_watch = ShareWatch(device, self.spec.share_path, self.forwards.sms)
 
     def _take_sms(self, message: TakeSMs) -> None:
-        assert self.green is not None, "sent to workers with green contexts only"
-        cpu_us = self.green.take(self, message.allocation)
+        from sglang.semi_pd.workers.green_forward import GreenForward
+
+        green = self.forwards
+        assert isinstance(green, GreenForward), "sent where green contexts are used"
+        cpu_us = green.take(self, message.allocation)
         assert self.share_watch is not None
-        self.share_watch.note_split(message.serial, self.green.sms, cpu_us)
+        self.share_watch.note_split(message.serial, green.sms, cpu_us)
 
     def _end_soon(self, *_: object) -> None:
         self.gracefully_exit = True

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which kernels go first where several processes share an SM.
+
+An SM that has room takes a block of the stream with the highest priority, of whichever
+process. Decode goes first: every stream waits for it, and its kernels are short. Then
+what prefill serves; last, at torch's default, what a standby only prepares.
+
+MPS has a priority of its own for clients, CUDA_MPS_CLIENT_PRIORITY. On an H200 (driver
+580) it changed nothing (``test/semi_pd/gpu/test_stream_priority.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.semi_pd.utils import InstanceRole
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
+
+PRIORITY = {InstanceRole.PREFILL: -1, InstanceRole.DECODE: -3}
+"""Of a worker's streams, as CUDA counts: 0 is the lowest, -3 the highest of torch's."""
+
+_BACKENDS = "sglang.srt.model_executor.runner_backend"
+_CAPTURE = "sglang.srt.distributed.parallel_state.graph_capture"
+_EVENT_LOOP = "sglang.srt.managers.scheduler.dispatch_event_loop"
+CAPTURED = (
+    f"{_BACKENDS}.full_cuda_graph_backend.FullCudaGraphBackend",
+    f"{_BACKENDS}.breakable_cuda_graph_backend.BreakableCudaGraphBackend",
+)
+WARM_UPS = 2
+"""Forwards that SGLang computes before it captures one."""
+
+
+def run_on(scheduler: WorkerScheduler, stream: torch.cuda.Stream) -> None:
+    """The model runs on ``stream`` from the next batch on.
+
+    It waits, on the device, for what the present one has queued. So all forwards stay
+    in one order, and memory that a stream has freed is never reused before its last
+    reader has finished.
+    """
+    stream.wait_event(scheduler.forward_stream.record_event())
+    scheduler.forward_stream = stream
+    scheduler.forward_stream_ctx = torch.cuda.stream(stream)
+    scheduler.tp_worker.model_runner.forward_stream = stream
+    scheduler.token_to_kv_pool_allocator.forward_stream = stream
+
+
+def event_loop_hook(role: InstanceRole) -> dict[str, Callable[..., Any]]:
+    """What prepares a batch goes as early as the batch itself.
+
+    At a lower priority than prefill's, decode's would wait for all of a long prompt.
+    """
+
+    def dispatch(original: Callable[..., None], scheduler: WorkerScheduler) -> None:
+        stream = torch.cuda.Stream(priority=PRIORITY[role])
+        scheduler.schedule_stream = stream
+        with torch.cuda.stream(stream):
+            original(scheduler)
+
+    return {_EVENT_LOOP: dispatch}
+
+
+class ServingStream:
+    """The stream of one worker's forwards, of its graphs, and what prepares them.
+
+    A kernel in a graph has the priority of the stream that it was captured on.
+
+    Attributes:
+        sms: those that this process sees.
+    """
+
+    def __init__(self, role: InstanceRole, device: torch.device) -> None:
+        self.sms: int = torch.cuda.get_device_properties(device).multi_processor_count
+        self._role = role
+        self._stream = torch.cuda.Stream(device, priority=PRIORITY[role])
+        self._low = torch.cuda.Stream(device)
+
+    def hooks(self) -> dict[str, Callable[..., Any]]:
+        """What wraps SGLang's capture, by dotted name."""
+        backends = {f"{name}.capture_one": self._capture_one for name in CAPTURED}
+        loop = event_loop_hook(self._role)
+        return {_CAPTURE: self._on_serving, **backends, **loop}
+
+    def attach(self, scheduler: WorkerScheduler) -> None:
+        """From now on the model runs at this priority."""
+        if scheduler.enable_overlap:  # otherwise there is no stream of its own
+            run_on(scheduler, self._stream)
+
+    def _on_serving(
+        self, original: Callable[..., AbstractContextManager[Any]], stream: Any = None
+    ) -> AbstractContextManager[Any]:
+        return original(stream=stream or self._stream)
+
+    def _capture_one(
+        self,
+        original: Callable[..., None],
+        backend: Any,
+        shape_key: Any,
+        forward_fn: Callable[[], Any],
+        **others: Any,
+    ) -> None:
+        is_first = not backend._graphs
+        forward = WarmUps(forward_fn, self._low, WARM_UPS if is_first else 1)
+        original(backend, shape_key, forward, **others)
+
+
+class WarmUps:
+    """A forward that SGLang computes twice, then captures.
+
+    Only the first graph needs the second warm-up, for what a process does once; a new
+    size needs its kernels loaded, which the first does.
+
+    Args:
+        low: the stream for what is not captured.
+        count: warm-ups to compute; the others give what the last one gave.
+    """
+
+    def __init__(
+        self, forward: Callable[[], Any], low: torch.cuda.Stream, count: int
+    ) -> None:
+        self._forward, self._low, self._count = forward, low, count
+        self._calls = 0
+        self._output: Any = None
+
+    def __call__(self) -> Any:
+        self._calls += 1
+        if self._calls > WARM_UPS:
+            self._output = None
+            return self._forward()
+        if self._calls <= self._count:
+            current = torch.cuda.current_stream()
+            self._low.wait_stream(current)
+            with torch.cuda.stream(self._low):
+                self._output = self._forward()
+            current.wait_stream(self._low)
+        return self._output
