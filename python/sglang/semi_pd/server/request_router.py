@@ -109,7 +109,8 @@ class RequestRouter:
 
     def introduce(self, generation: int) -> None:
         """What runs is introduced to a pair that is ready, before it takes over."""
-        sock_send(self._pair.decode, Introduce(generation))
+        for socket in (self._pair.prefill, self._pair.decode):
+            sock_send(socket, Introduce(generation))
 
     def discard(self, generation: int) -> None:
         """This pair will not serve."""
@@ -122,11 +123,14 @@ class RequestRouter:
         for socket in (old.prefill, old.decode):
             sock_send(socket, Leave(generation))
 
-    def finish_switch(self, unfinished: list[str]) -> None:
-        """The old pair has left; what it could not hand over begins again."""
-        self._close_leaving()
+    def begin_again(self, unfinished: list[str]) -> None:
+        """These could not be handed over by a worker that has left."""
         for message in self.ledger.resumptions(unfinished):
             sock_send(self._pair.prefill, message)
+
+    def finish_switch(self) -> None:
+        """The old pair has left."""
+        self._close_leaving()
 
     # Nobody serves
 

@@ -63,7 +63,6 @@ class Rotation:
         self._group, self._switchboard = group, switchboard
         self._standby_timeout_s = standby_timeout_s
         self._not_ready: list[Worker] = []
-        self._unfinished: list[str] = []
         self._to_leave = 0
         self.has_switched = False
         self._to_rehearse: frozenset[type] = frozenset()
@@ -91,7 +90,7 @@ class Rotation:
         if isinstance(message, HasLeft):
             if message.generation == self._group.pair.generation:
                 self._to_leave -= 1
-                self._unfinished += message.unfinished
+                self._switchboard.begin_again(message.unfinished)
         elif (
             self._group.standby is not None
             and message.generation == self._group.standby.generation
@@ -168,7 +167,7 @@ class Rotation:
         if not self.has_switched and not self._to_leave:
             # Clients need not wait until the processes have ended.
             self.has_switched = True
-            self._switchboard.finish_switch(self._unfinished)
+            self._switchboard.finish_switch()
             self._end_stage("switch")
         is_late = time.monotonic() - self._stage_began > LEAVE_TIMEOUT_S
         if not self.has_switched:

@@ -114,9 +114,13 @@ class Switchboard:
         """See ``RequestRouter``."""
         self._call(self._after_rehearsal, self.router.switch_to, generation)
 
-    def finish_switch(self, unfinished: list[str]) -> None:
+    def begin_again(self, unfinished: list[str]) -> None:
         """See ``RequestRouter``."""
-        self._call(self.router.finish_switch, unfinished)
+        self._call(self.router.begin_again, unfinished)
+
+    def finish_switch(self) -> None:
+        """See ``RequestRouter``."""
+        self._call(self.router.finish_switch)
 
     def hold(self) -> None:
         """See ``RequestRouter``."""

@@ -102,7 +102,9 @@ class Handover:
 
 @dataclass(frozen=True, slots=True)
 class Introduce:
-    """To a decode worker: a successor is ready; introduce to it what runs.
+    """To the workers that serve: a successor is ready.
+
+    Decode introduces to it what runs; prefill takes small steps, to leave soon.
 
     Attributes:
         successor: its generation.

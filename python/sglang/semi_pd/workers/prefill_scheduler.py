@@ -16,22 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sglang.semi_pd.workers import prefix_tree
 from sglang.semi_pd.workers.arrivals import Arrivals
-from sglang.semi_pd.workers.early_conclusion import EarlyConclusion
 from sglang.semi_pd.workers.handover import HandoverSender
 from sglang.semi_pd.workers.held_flushes import HeldFlushes
 from sglang.semi_pd.workers.lender import Lender, note_rewriting
-from sglang.semi_pd.workers.messages import (
-    GiveBack,
-    Heritage,
-    LastGiveBack,
-    MakeRoom,
-    Recover,
-    Resume,
-)
+from sglang.semi_pd.workers.messages import GiveBack, MakeRoom
 from sglang.semi_pd.workers.penalties import count_continued
 from sglang.semi_pd.workers.prefill_room import PrefillRoom
+from sglang.semi_pd.workers.prefill_succession import PrefillSuccession
 from sglang.semi_pd.workers.ready_queue import ReadyQueue
-from sglang.semi_pd.workers.succession import bequeath, inherit, recover
 from sglang.semi_pd.workers.worker_scheduler import BATCH
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
@@ -49,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class PrefillScheduler(EarlyConclusion):
+class PrefillScheduler(PrefillSuccession):
     """Computes prompts and hands each request over with its first token."""
 
     queue_replacement = {
@@ -67,7 +59,6 @@ class PrefillScheduler(EarlyConclusion):
         table, rows = self.memory.table, self.req_to_token_pool
         self._arrivals = Arrivals()
         self._held_flushes = HeldFlushes()
-        self._decode_turned_away = False
         self._handovers = HandoverSender(self.spec, self.spec.generation, rows, table)
         self._lender = Lender(self.tree_cache, rows, table, self.spec.generation)
         self._room = PrefillRoom(
@@ -89,52 +80,8 @@ class PrefillScheduler(EarlyConclusion):
             [
                 (GiveBack, lambda message: self._lender.take_back(message)),
                 (MakeRoom, self.make_room),
-                (LastGiveBack, self._has_last_give_back),
-                (Heritage, self.inherit),
-                (Recover, self.recover),
-                (Resume, self.resume),
             ]
         )
-
-    # Predecessors and successors
-
-    def recover(self, message: Recover) -> None:
-        """Keep the KV of running requests of dead generations, free the rest."""
-        recover(message, self.memory.table, self.tree_cache, self.req_to_token_pool)
-
-    def resume(self, message: Resume) -> None:
-        """Take a request on that another worker had; its client has some tokens."""
-        self._arrivals.resume(message)
-        self.handle_generate_request(message.request)
-
-    def inherit(self, message: Heritage) -> None:
-        """Have the predecessor's prefix cache, as far as it says anything new."""
-        inherit(message, self.tree_cache, self.memory.table)
-        self._lender.has_heritage()
-
-    def _has_last_give_back(self, _: LastGiveBack) -> None:
-        self._decode_turned_away = True
-
-    def may_leave(self) -> bool:
-        return self._decode_turned_away
-
-    def give_all(self, successor: int) -> list[str]:
-        """Hand finished prompts to the next decode worker; the others begin again."""
-        spec, table, rows = self.spec, self.memory.table, self.req_to_token_pool
-        left = self._handovers
-        self._handovers = HandoverSender(spec, successor, rows, table)
-        self.process_disagg_prefill_inflight_queue()
-        left.conclude()
-        self._handovers.close()
-        queue = self.disagg_prefill_bootstrap_queue
-        self.waiting_queue.extend(queue.pop_bootstrapped())
-        if self.chunked_req is not None:
-            release_kv_cache(self.chunked_req, self.tree_cache)
-            self.waiting_queue.append(self.chunked_req)
-        unfinished = [req.rid for req in self.waiting_queue]
-        self.return_unused()
-        bequeath(spec, successor, self.tree_cache, table)
-        return [*unfinished, *self._arrivals.rids]
 
     def init_load_inquirer(self) -> None:
         super().init_load_inquirer()

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The next prefill worker has the prefix cache, and computes what this one has not.
+
+While a successor rehearses the old worker computes in small steps. When it is told to
+leave it begins nothing more, so what has arrived waits for no long batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sglang.semi_pd.workers.arrivals import Arrivals
+from sglang.semi_pd.workers.early_conclusion import EarlyConclusion
+from sglang.semi_pd.workers.handover import HandoverSender
+from sglang.semi_pd.workers.messages import (
+    Heritage,
+    Introduce,
+    LastGiveBack,
+    Recover,
+    Resume,
+)
+from sglang.semi_pd.workers.succession import bequeath, inherit, recover
+from sglang.srt.managers.schedule_batch import NextBatchPlan
+from sglang.srt.mem_cache.common import release_kv_cache
+from sglang.utils import TypeBasedDispatcher
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.workers.lender import Lender
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+LAST_STEPS = 512
+"""Tokens of a step before a switch: one and a half are waited for, on average."""
+
+
+class PrefillSuccession(EarlyConclusion):
+    """Both ends of a switch, of the prefill scheduler."""
+
+    _arrivals: Arrivals
+    _handovers: HandoverSender
+    _lender: Lender
+
+    def init_disaggregation(self) -> None:
+        super().init_disaggregation()
+        self._decode_turned_away = False
+        self._whole_steps: int | None = self.chunked_prefill_size
+
+    def init_request_dispatcher(self) -> None:
+        super().init_request_dispatcher()
+        self._request_dispatcher += TypeBasedDispatcher(
+            [
+                (Introduce, self._take_small_steps),
+                (LastGiveBack, self._has_last_give_back),
+                (Heritage, self.inherit),
+                (Recover, self.recover),
+                (Resume, self.resume),
+            ]
+        )
+
+    # The old worker
+
+    def _take_small_steps(self, _: Introduce) -> None:
+        if self._whole_steps is not None:  # else SGLang does not divide prompts
+            page = self.page_size
+            least = max(page, LAST_STEPS // page * page)
+            self.chunked_prefill_size = min(self._whole_steps, least)
+
+    def _has_last_give_back(self, _: LastGiveBack) -> None:
+        self._decode_turned_away = True
+
+    def may_leave(self) -> bool:
+        return self._decode_turned_away
+
+    def get_next_disagg_prefill_batch_to_run(
+        self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None
+    ) -> NextBatchPlan:
+        if self._leave is not None:  # decode has not turned away yet
+            return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+        return super().get_next_disagg_prefill_batch_to_run(running_batch, last_batch)
+
+    def give_all(self, successor: int) -> list[str]:
+        """Hand finished prompts to the next decode worker; the others begin again."""
+        spec, table, rows = self.spec, self.memory.table, self.req_to_token_pool
+        left = self._handovers
+        self._handovers = HandoverSender(spec, successor, rows, table)
+        self.process_disagg_prefill_inflight_queue()
+        left.conclude()
+        self._handovers.close()
+        queue = self.disagg_prefill_bootstrap_queue
+        self.waiting_queue.extend(queue.pop_bootstrapped())
+        if self.chunked_req is not None:
+            release_kv_cache(self.chunked_req, self.tree_cache)
+            self.waiting_queue.append(self.chunked_req)
+        unfinished = [req.rid for req in self.waiting_queue]
+        self.return_unused()
+        bequeath(spec, successor, self.tree_cache, table)
+        return [*unfinished, *self._arrivals.rids]
+
+    # The new one
+
+    def recover(self, message: Recover) -> None:
+        """Keep the KV of running requests of dead generations, free the rest."""
+        # One of them may have been the successor that small steps were taken for.
+        self.chunked_prefill_size = self._whole_steps
+        recover(message, self.memory.table, self.tree_cache, self.req_to_token_pool)
+
+    def resume(self, message: Resume) -> None:
+        """Take a request on that another worker had; its client has some tokens."""
+        self._arrivals.resume(message)
+        self.handle_generate_request(message.request)
+
+    def inherit(self, message: Heritage) -> None:
+        """Have the predecessor's prefix cache, as far as it says anything new."""
+        inherit(message, self.tree_cache, self.memory.table)
+        self._lender.has_heritage()
