@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Does FlashAttention-3 decode slower over memory of another process, or under MPS?
+
+One decode step's attention and one product for each of 32 layers of Llama-3.1-8B's
+shape, as a CUDA graph: over memory of its own, over the same amount mapped by CUDA IPC,
+and that as the client of an MPS daemon. No server is started.
+
+    python benchmark/semi_pd/attention_kernel.py --batch 1 32
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+LAYERS, KV_HEADS, HEADS, HEAD_DIM = 32, 8, 32, 128
+WIDTH, ROWS = 4096, 57344
+CONTEXT = 131072
+PAGE = 2 << 20
+"""Imported memory of other sizes is read at half speed (decision 10)."""
+PLACES = ("own", "own, MPS", "mapped", "mapped, MPS")
+REPLAYS = 50
+
+
+def sizes(tokens: int) -> list[int]:
+    """Bytes of each buffer: K and V of every layer, then what products read."""
+    kv = -(-tokens * KV_HEADS * HEAD_DIM * 2 // PAGE) * PAGE
+    return [kv] * 2 * LAYERS + [ROWS * WIDTH * 2] * LAYERS
+
+
+def checked(result: Any) -> Any:
+    error, *values = result
+    if int(error):
+        raise RuntimeError(str(error))
+    return values[0] if values else None
+
+
+def lend(tokens: int, handles: Path) -> None:
+    """Own the buffers and say where they are, until killed."""
+    import torch
+    from cuda.bindings import runtime
+
+    torch.zeros(1, device="cuda")
+    lent = []
+    for size in sizes(tokens):
+        pointer = int(checked(runtime.cudaMalloc(size)))
+        checked(runtime.cudaMemset(pointer, 0, size))
+        handle = checked(runtime.cudaIpcGetMemHandle(pointer))
+        lent.append(bytes(handle.reserved).hex())
+    handles.with_suffix(".part").write_text(json.dumps(lent))
+    handles.with_suffix(".part").rename(handles)
+    time.sleep(3600)
+
+
+class Buffer:
+    """What torch needs to see a pointer as a tensor."""
+
+    def __init__(self, pointer: int, size: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (size,),
+            "typestr": "|u1",
+            "data": (pointer, False),
+            "strides": None,
+            "version": 3,
+        }
+
+
+def buffers(tokens: int, handles: Path | None) -> list[Any]:
+    import torch
+    from cuda.bindings import runtime
+
+    if handles is None:
+        return [torch.zeros(n, dtype=torch.uint8, device="cuda") for n in sizes(tokens)]
+    found = []
+    for text, size in zip(json.loads(handles.read_text()), sizes(tokens), strict=True):
+        handle = runtime.cudaIpcMemHandle_t()
+        handle.reserved = bytes.fromhex(text)
+        flags = runtime.cudaIpcMemLazyEnablePeerAccess
+        pointer = int(checked(runtime.cudaIpcOpenMemHandle(handle, flags)))
+        found.append(torch.as_tensor(Buffer(pointer, size), device="cuda"))
+    return found
+
+
+def use(options: argparse.Namespace, batch: int, handles: Path | None) -> None:
+    """Print milliseconds of a step and microseconds of its kernels."""
+    import torch
+    from sgl_kernel.flash_attn import flash_attn_with_kvcache
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.zeros(1, device="cuda")
+    memory = buffers(options.tokens, handles)
+    used = options.tokens * KV_HEADS * HEAD_DIM * 2
+    kv = [
+        one[:used].view(torch.bfloat16).view(options.tokens, 1, KV_HEADS, HEAD_DIM)
+        for one in memory[: 2 * LAYERS]
+    ]
+    weights = [
+        one.view(torch.bfloat16).view(ROWS, WIDTH) for one in memory[2 * LAYERS :]
+    ]
+    length = options.length
+    pages = torch.zeros(batch, CONTEXT, dtype=torch.int32, device="cuda")
+    for row in range(batch):
+        pages[row, :length] = torch.arange(1 + row * length, 1 + (row + 1) * length)
+    query = torch.randn(batch, HEADS, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+    x = torch.randn(batch, WIDTH, dtype=torch.bfloat16, device="cuda")
+    lengths = torch.full((batch,), length, dtype=torch.int32, device="cuda")
+    begins = torch.arange(batch + 1, dtype=torch.int32, device="cuda")
+
+    def step() -> None:
+        for layer in range(LAYERS):
+            torch.nn.functional.linear(x, weights[layer])
+            flash_attn_with_kvcache(
+                q=query,
+                k_cache=kv[2 * layer],
+                v_cache=kv[2 * layer + 1],
+                page_table=pages,
+                cache_seqlens=lengths,
+                cu_seqlens_q=begins,
+                max_seqlen_q=1,
+                causal=True,
+                softmax_scale=HEAD_DIM**-0.5,
+            )
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    graph.replay()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(REPLAYS):
+        graph.replay()
+    torch.cuda.synchronize()
+    step_ms = 1e3 * (time.perf_counter() - began) / REPLAYS
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        graph.replay()
+        torch.cuda.synchronize()
+    kernels = {
+        event.key[:60]: round(event.device_time_total / event.count, 2)
+        for event in seen.key_averages()
+        if event.count >= LAYERS
+    }
+    print(json.dumps({"step_ms": round(step_ms, 3), "kernels_us": kernels}))
+
+
+def measure(options: argparse.Namespace, directory: Path) -> None:
+    mps = {
+        "CUDA_MPS_PIPE_DIRECTORY": str(directory),
+        "CUDA_MPS_LOG_DIRECTORY": str(directory),
+    }
+    control = "nvidia-cuda-mps-control"
+    me = [sys.executable, __file__, "--tokens", str(options.tokens)]
+    handles = directory / "handles.json"
+    subprocess.run([control, "-d"], env={**os.environ, **mps}, check=True)
+    try:
+        for place in PLACES:
+            lender = None
+            if "mapped" in place:
+                lender = subprocess.Popen([*me, "--lend", str(handles)])
+                while not handles.exists() and lender.poll() is None:
+                    time.sleep(0.2)
+            for batch in options.batch:
+                command = [*me, "--length", str(options.length), "--use", str(batch)]
+                command += ["--handles", str(handles)] if lender else []
+                environment = os.environ | (mps if "MPS" in place else {})
+                print(f"{place}, batch {batch}: ", end="", flush=True)
+                subprocess.run(command, env=environment, check=True)
+            if lender is not None:
+                lender.kill()
+                lender.wait()
+                handles.unlink()
+    finally:
+        subprocess.run(
+            [control],
+            input="quit\n",
+            text=True,
+            env={**os.environ, **mps},
+            check=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 128])
+    parser.add_argument("--length", type=int, default=400, help="tokens of a request")
+    parser.add_argument("--tokens", type=int, default=760_000, help="of the KV cache")
+    parser.add_argument("--lend", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--use", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--handles", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.lend is not None:
+        lend(options.tokens, options.lend)
+    elif options.use is not None:
+        use(options, options.use, options.handles)
+    else:
+        with tempfile.TemporaryDirectory(prefix="spd-", dir="/tmp") as directory:
+            measure(options, Path(directory))
+
+
+if __name__ == "__main__":
+    main()
