@@ -8,7 +8,7 @@ from pathlib import Path
 
 import process_table
 import pytest
-from harness import COMMON_FLAGS, Server
+from harness import COMMON_FLAGS, START_TIMEOUT_S, Server
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("needs_semi_pd")]
 
@@ -35,5 +35,25 @@ def test_ctrl_c_while_starting(tiny_model: Path) -> None:
         assert "Traceback" not in server.log(), server.failure("a traceback")
         ends = [line for line in server.log().splitlines() if "ending" in line]
         assert ends == ["semi-pd: SIGINT while starting; ending"]
+    finally:
+        server.clean()
+
+
+def test_ctrl_c_before_the_first_request_is_answered(tiny_model: Path) -> None:
+    """SGLang's own: it would ask the server for two minutes more, then kill it."""
+    flags = [*COMMON_FLAGS, "--enable-semi-pd"]
+    server = Server(name="unasked", model=tiny_model, flags=flags)
+    try:
+        server.start()
+        said = process_table.wait_until(
+            lambda: "Application startup complete" in server.log(), START_TIMEOUT_S
+        )
+        assert said is not None, server.failure("it does not listen")
+        server.interrupt()
+        code = server.wait_exit(GRACE_S)
+        assert code == 0, server.failure(f"exit code {code}")
+        gone = process_table.wait_until(lambda: not server.processes(), GONE_S)
+        assert gone is not None, process_table.describe(server.processes())
+        assert "Traceback" not in server.log(), server.failure("a traceback")
     finally:
         server.clean()

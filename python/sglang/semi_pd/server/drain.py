@@ -35,10 +35,12 @@ class Drain:
     Lives in the main process, on its event loop.
 
     Attributes:
+        has_begun: whether the end was asked for.
         was_cut_short: whether requests were aborted, not finished.
     """
 
     def __init__(self, readiness: Readiness) -> None:
+        self.has_begun = False
         self.was_cut_short = False
         self._readiness = readiness
         self._manager: Any = None
@@ -95,6 +97,7 @@ class Drain:
             self._end()
 
     def _begin(self, manager: Any) -> None:
+        self.has_begun = True
         self._manager = manager
         self._readiness.close(Cause.DRAINING, WHY)
         manager.gracefully_exit = True

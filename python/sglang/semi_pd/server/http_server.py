@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,10 @@ logger = logging.getLogger(__name__)
 
 Original = Callable[..., Any]
 
+POLL_S = 0.1
 _SERVE = "sglang.srt.entrypoints.http_server._setup_and_run_http_server"
 _WARM_UP = "sglang.srt.entrypoints.http_server._wait_and_warmup"
+_KILL = "sglang.srt.entrypoints.http_server.kill_process_tree"
 _KEYS = "sglang.srt.utils.auth.add_api_key_middleware"
 
 
@@ -59,6 +62,7 @@ class HTTPServerHooks:
         hooks: dict[str, Original] = {
             _SERVE: self.serve,
             _WARM_UP: self.warm_up,
+            _KILL: self.kill,
             _KEYS: http_routes.add_key_checks,
         }
         for target, hook in hooks.items():
@@ -85,9 +89,24 @@ class HTTPServerHooks:
     ) -> None:
         """The HTTP server is up: its own first request is the last step of a start."""
         start_progress.enter("answering a first request of its own")
-        original(server_args, *args, **options)
+        asking = threading.Thread(
+            target=original, args=(server_args, *args), kwargs=options, daemon=True
+        )
+        asking.start()
+        while asking.is_alive():
+            if self._drain.has_begun:
+                # It may ask a server that has ended, for two minutes.
+                start_progress.end()
+                return
+            asking.join(POLL_S)
         long_lived.set_aside()
         start_progress.end(f"ready: {server_args.url()}")
+
+    def kill(self, original: Original, *args: Any, **options: Any) -> None:
+        """SGLang kills its processes if that request fails, as it does while the server
+        drains."""
+        if not self._drain.has_begun:
+            original(*args, **options)
 
     @staticmethod
     def _stop_watchdog() -> None:
