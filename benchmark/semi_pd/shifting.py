@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does the controller hold SLOs that no split that stays can hold?
 
-One green server. The load turns between prefill-heavy and decode-heavy; three probes
-set how heavy both are and the TPOT target (``shifting_load``). Then the same requests
+One green server. The load turns between prefill-heavy and decode-heavy; probes set
+how heavy both are and the TPOT target (``shifting_probe``). Then the same requests
 are served with the controller moving the split, under splits that stay, and undivided.
 A split that stays is given up once it cannot reach the best of those before it: what
 it could have reached at most is reported then. Besides: the decode step with the
 controller off and on. Everything is kept in ``shifting.json`` as it is measured.
 
-    python benchmark/semi_pd/shifting.py run --out /tmp/shifting --budget 550 \\
+    python benchmark/semi_pd/shifting.py run --out /tmp/shifting --budget 540 \\
         --model-path $MODEL --calibration .../h200_llama3_8b_green.json \\
         -- --load-format dummy --skip-tokenizer-init --disable-radix-cache
     python benchmark/semi_pd/shifting.py report --out /tmp/shifting
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         default=["80/100", "100/100", "90/100", "70/100"],
         help="splits that stay, the likeliest best first; the controller starts there",
     )
-    measure.add_argument("--phase-seconds", type=float, default=60.0)
+    measure.add_argument("--phase-seconds", type=float, default=50.0)
     measure.add_argument(
         "--edge-seconds", type=float, default=30.0, help="before it and after it"
     )

@@ -18,7 +18,6 @@ from records import Record, Slo
 
 READ_BUFFER = 10 << 20
 SAMPLE_S = 0.5
-LAST_S = 10.0
 
 
 @dataclass
@@ -171,24 +170,29 @@ def keep_busy(
     draw: Callable[[], Request],
     prompts: Callable[[int], list[int]],
     *,
-    streams: int,
+    starts: Sequence[float],
     seconds: float,
 ) -> Run:
-    """So many requests at any time, until the time is over; then they end."""
+    """One request after the other in each stream, until the time is over.
+
+    Args:
+        starts: when each stream begins. Requests under way at the end are cut off.
+    """
 
     async def main() -> Run:
         run = Run()
         async with _session() as http, _sampled(http, server, run) as began:
 
-            async def one_after_the_other() -> None:
+            async def one_after_the_other(begins_s: float) -> None:
+                await asyncio.sleep(begins_s)
                 while time.perf_counter() - began < seconds:
                     request = draw()
                     flight = Flight(request, time.perf_counter() - began)
                     run.flights.append(flight)
                     await _fly(http, server, flight, prompts(request.input_len), began)
 
-            tasks = [asyncio.create_task(one_after_the_other()) for _ in range(streams)]
-            await asyncio.wait(tasks, timeout=seconds + LAST_S)
+            tasks = [asyncio.create_task(one_after_the_other(at)) for at in starts]
+            await asyncio.wait(tasks, timeout=seconds)
             await _cancel(tasks)
         return run
 

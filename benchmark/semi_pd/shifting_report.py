@@ -12,6 +12,7 @@ from records import Record, Slo, attainment, percentile
 
 FILE = "shifting.json"
 BIN_S = 2.0
+PROBES = ("prefill", "decode")
 
 
 def make(out: Path) -> str:
@@ -23,7 +24,7 @@ def make(out: Path) -> str:
         run["records"] = [Record(**one) for one in run["records"]]
     for number, run in enumerate(found.pop("probe", {}).get("records", [])):
         lines = "".join(json.dumps(one) + "\n" for one in run if one["success"])
-        (out / f"decode_probe_{number}.jsonl").write_text(lines, encoding="utf-8")
+        (out / f"{PROBES[number]}_probe.jsonl").write_text(lines, encoding="utf-8")
     with contextlib.suppress(ImportError):
         _draw(found, out / "shifting.svg")
     return _table(found)

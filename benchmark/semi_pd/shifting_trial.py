@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,27 +17,12 @@ import aiohttp
 import shifting_report
 from controller_cost import interval, round_ms
 from loads import Request
-from records import Record, Slo, attainment
-from shifting_client import Flight, Server, keep_busy, send_all
-from shifting_load import (
-    DECODE_HEAVY,
-    DECODE_LOAD,
-    DECODE_PROBES,
-    PREFILL_HEAVY,
-    PREFILL_LOAD,
-    TPOT_ROOM,
-    Prompts,
-    Stretch,
-    arrivals,
-    capacity,
-    rate_for,
-    tpot_p90_ms,
-    within,
-)
+from records import Slo, attainment
+from shifting_client import Flight, Server, send_all
+from shifting_load import DECODE_HEAVY, PREFILL_HEAVY, Prompts, Stretch, arrivals
+from shifting_probe import PREFILL_LOAD, Probes, within
 
-WARM_UP_S = 2.0
-PROBE_STREAMS = 24
-RUNS = 3.3
+RUNS = 3.8
 """So many whole runs are to fit into the time that is left after the probes."""
 SHORTEST_RUN_S = 40.0
 """With less time left a split that stays is not begun."""
@@ -112,60 +96,39 @@ class Trial:
     def _probe(self) -> tuple[float, float]:
         """Set the TPOT target; return the rates of both parts, per second."""
         options, (prefill, decode) = self._options, self._parts
-        for_prefill, for_decode = options.favouring
-        self._server.move(for_prefill)
-        source = random.Random(options.seed)
-        busy = keep_busy(
+        probes = Probes(
             self._server,
-            lambda: Request(0.0, *prefill.draw(source)),
-            self._prompts.draw,
-            streams=PROBE_STREAMS,
+            self._prompts,
+            favouring=tuple(options.favouring),
+            ttft_target_ms=options.slo_ttft,
             seconds=options.probe_seconds,
+            seed=options.seed,
         )
-        self._server.settle()
-        self._keep(prefill_probe=[asdict(one) for one in busy.records])
-        tokens_per_s = capacity(
-            [
-                (flight.first_s, flight.request.input_len)
-                for flight in busy.flights
-                if flight.first_s is not None
-            ],
-            WARM_UP_S,
-        )
-        tpot_target = TPOT_ROOM * tpot_p90_ms(busy.records, WARM_UP_S)
-        self._slo = Slo("both", options.slo_ttft, tpot_target)
-        self._server.move(for_decode)
-        rates = [share * tokens_per_s / decode.input_len for share in DECODE_PROBES]
-        probes = [self._decode_probe(for_decode, rate) for rate in rates]
-        tpots = [tpot_p90_ms(records, WARM_UP_S) for records in probes]
-        wanted = rate_for(rates, tpots, DECODE_LOAD * tpot_target)
-        decode_rate = within(wanted, tokens_per_s, decode)
-        prefill_rate = PREFILL_LOAD * tokens_per_s / prefill.input_len
+        found = probes.of(prefill, decode)
+        self._slo = Slo("both", options.slo_ttft, found.tpot_target_ms)
+        decode_rate = within(found.wanted_rate, found.tokens_per_s, decode)
+        prefill_rate = PREFILL_LOAD * found.tokens_per_s / prefill.input_len
         self._keep(
-            slo={"ttft_ms": self._slo.ttft_ms, "tpot_ms": tpot_target},
+            slo={"ttft_ms": self._slo.ttft_ms, "tpot_ms": self._slo.tpot_ms},
             rates={"prefill_heavy": prefill_rate, "decode_heavy": decode_rate},
             probe={
-                "prompt_tokens_per_s": tokens_per_s,
-                "decode_rates": rates,
-                "decode_tpot_p90_ms": tpots,
-                "decode_rate_wanted": wanted,
-                "records": [[asdict(one) for one in run] for run in probes],
+                "prompt_tokens_per_s": found.tokens_per_s,
+                "decode_levels": [asdict(level) for level in found.levels],
+                "decode_rate_wanted": found.wanted_rate,
+                "records": [[asdict(one) for one in run.records] for run in found.runs],
             },
         )
+        levels = "; ".join(
+            f"{one.streams} streams {one.streams / one.stays_s:.2f}/s, "
+            f"TTFT {one.ttft_ms:.0f} and TPOT {one.tpot_ms:.2f} ms"
+            for one in found.levels
+        )
         self._say(
-            f"capacity {tokens_per_s:.0f} tokens/s; TPOT {tpot_target:.2f} ms; "
-            f"prefill-heavy {prefill_rate:.2f}/s, decode-heavy {decode_rate:.2f}/s "
-            f"(TPOT {tpots} ms at {rates})"
+            f"capacity {found.tokens_per_s:.0f} tokens/s; TPOT {self._slo.tpot_ms:.2f} "
+            f"ms; prefill-heavy {prefill_rate:.2f}/s, decode-heavy "
+            f"{decode_rate:.2f}/s ({levels})"
         )
         return prefill_rate, decode_rate
-
-    def _decode_probe(self, split: str, rate: float) -> list[Record]:
-        options = self._options
-        stretch = Stretch(self._parts[1], rate, options.probe_seconds * 1.5)
-        requests = arrivals([stretch], options.seed + 1)
-        run = send_all(self._server, requests, self._prompts.draw, drain_s=12.0)
-        self._server.settle()
-        return run.records
 
     def _cost(self) -> None:
         """Time between tokens with the controller off and on, in turns."""

@@ -83,12 +83,34 @@ def test_speeds_give_the_ratios() -> None:
     assert other.tpot_ms == pytest.approx(20.0 * there / here)
 
 
+def test_a_few_short_answers_are_judged_by_those_that_have_ended() -> None:
+    """Three that run happened to meet a chunk; eighty that ended were in time."""
+    caught = replace(summary(40.0), count=3)
+    ended = replace(summary(20.0), count=80)
+    few = inputs(seen(running_tpot=caught, tpot=ended), FAST_PREFILL)
+    assert outlooks(few)[0].tpot_ms == pytest.approx(20.0)
+    assert decide_from(few).reason is Reason.SLO_MET
+    many = inputs(seen(running_tpot=summary(40.0), tpot=ended), FAST_PREFILL)
+    assert outlooks(many)[0].tpot_ms == pytest.approx(40.0)
+    none_ended = inputs(seen(running_tpot=caught), FAST_PREFILL)
+    assert outlooks(none_ended)[0].tpot_ms == pytest.approx(40.0)
+
+
 def test_a_backlog_is_waited_for_at_the_speed_of_the_split() -> None:
     """10,000 tokens ahead at 100 us and 10,000 per second: none left after 4 s."""
     here = inputs(seen(waiting_prompt_tokens=11_000), FAST_DECODE)
     empty = inputs(seen(waiting_prompt_tokens=1_000), FAST_DECODE)
     waited_ms = outlooks(here)[0].ttft_ms - outlooks(empty)[0].ttft_ms
     assert waited_ms == pytest.approx(1e3 * 5_000 * 5e-5)
+
+
+def test_a_queue_that_takes_minutes_to_settle_is_not_there_in_seconds() -> None:
+    """20 prompts of 50 ms a second: 4 s bring 9 more than expected by chance."""
+    busy = seen(arrival_rate=20.0, prefill_duty=0.97)
+    (present, *_) = outlooks(inputs(busy, FAST_PREFILL))
+    assert present.ttft_ms == pytest.approx(50 * (1 + math.log(10) * 80**0.5 / 2))
+    light = outlooks(inputs(seen(), FAST_PREFILL))[0].ttft_ms
+    assert light == pytest.approx(50 * (1 + math.log(10) * 0.5 * 0.25 / 0.75))
 
 
 def test_it_moves_to_prefill_before_a_latency_is_over() -> None:

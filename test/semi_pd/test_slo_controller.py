@@ -92,6 +92,20 @@ def test_a_failing_slo_moves_the_split() -> None:
     json.dumps(status)
 
 
+def test_a_change_does_not_shorten_the_window_of_arrivals(tmp_path: Path) -> None:
+    """Latencies of the old split prove nothing; prompts come as they came."""
+    log = tmp_path / "decisions.jsonl"
+    bench = Bench(log=log)
+    assert bench.serve(300.0, 10.0) is Reason.TTFT_FAILS
+    bench.now_s += 2.0
+    bench.controller.tick()
+    line = log.read_text(encoding="utf-8").splitlines()[-1]
+    snapshot = decode_line(line).inputs.snapshot
+    assert snapshot.arrival_rate == pytest.approx(28 / 30, abs=0.04)
+    assert snapshot.mean_input_length == 500
+    assert snapshot.ttft.count <= 1
+
+
 def test_a_refused_split_is_counted_and_waited_out() -> None:
     bench = Bench(ControlLimits(cooldown_s=45.0))
     bench.rotation.is_willing = False

@@ -199,12 +199,17 @@ class SLOAwareResourceController:
                     self._counts["failed_ticks"] += 1
 
     def _observe(self, now: float) -> DecisionInputs:
-        """Take the window since the last change and learn from it."""
+        """Take the window since the last change and learn from it.
+
+        What arrives depends on no split: a change does not shorten its window, in which
+        a few seconds of Poisson arrivals look like another load.
+        """
         current, limits = self._actuator.current_allocation, self.limits
         since_s, slo = now - limits.window_s, self.slo_constraints
-        if self._state.last_change_s is not None:
-            since_s = max(since_s, self._state.last_change_s)
-        snapshot = self._collector.snapshot(now=now, since_s=since_s)
+        whole = self._collector.snapshot(now=now, since_s=since_s)
+        snapshot, changed_s = whole, self._state.last_change_s
+        if changed_s is not None and changed_s > since_s:
+            snapshot = self._collector.snapshot(now=now, since_s=changed_s)
         running = self._collector.look_at_running(now=now)
         snapshot = replace(
             snapshot, running_tpot=running.tpot, prefill_duty=running.prefill_duty
@@ -213,6 +218,11 @@ class SLOAwareResourceController:
         if min(snapshot.ttft.count, snapshot.tpot.count) >= limits.min_samples:
             percentile = slo.percentile
             model = self._fitter.observe(snapshot, current, percentile=percentile)
+        snapshot = replace(
+            snapshot,
+            arrival_rate=whole.arrival_rate,
+            mean_input_length=whole.mean_input_length,
+        )
         return DecisionInputs(snapshot, current, slo, model, limits, self._state)
 
     def _note_violation(self, inputs: DecisionInputs, decision: Decision) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from sglang.semi_pd.control.decision_inputs import DECODE, PREFILL, DecisionInputs
 from sglang.semi_pd.control.split_offer import SplitOffer, WorkerSpeeds
+from sglang.semi_pd.slo_types import LatencySummary
 from sglang.semi_pd.sm_allocation import SMAllocation
 
 # A steady queue is not estimated closer than this to saturation, where it diverges.
@@ -121,8 +122,7 @@ def _backlog(inputs: DecisionInputs, s_per_token: float) -> tuple[float, float]:
 def _share_of_ttft(inputs: DecisionInputs, s_per_token: float) -> float:
     """Part of the prompts of the horizon whose wait leaves TTFT inside its target."""
     own_s = inputs.snapshot.mean_input_length * s_per_token
-    load = min(_HIGHEST_LOAD, inputs.snapshot.prompt_tokens_per_s * s_per_token)
-    scale_s = max(1e-9, own_s * _TAIL * load / (1 - load))
+    scale_s = max(1e-9, own_s * _settled_wait(inputs, s_per_token))
     room_s = inputs.target_ms(PREFILL) / 1e3 - own_s
     first, growth = _backlog(inputs, s_per_token)
     inside = 0.0
@@ -141,8 +141,7 @@ def _share_of_tpot(inputs: DecisionInputs, tpot_ms: float) -> float:
     """
     if tpot_ms <= 0:
         return 1.0
-    snapshot = inputs.snapshot
-    paces = snapshot.running_tpot if snapshot.running_tpot.count else snapshot.tpot
+    paces = _paces(inputs)
     middle = paces.p50_ms / paces.at(inputs.constraints.percentile)
     spread = max(_LEAST_SPREAD, -math.log(middle) / 3)
     distance = math.log(inputs.target_ms(DECODE) / (tpot_ms * middle)) / spread
@@ -151,11 +150,21 @@ def _share_of_tpot(inputs: DecisionInputs, tpot_ms: float) -> float:
 
 def _steady_ttft_ms(inputs: DecisionInputs, s_per_token: float) -> float:
     """A prompt's own time and its wait in a settled queue (M/D/1's tail)."""
+    tail = -math.log(1 - inputs.constraints.percentile / 100)
+    own_ms = 1e3 * inputs.snapshot.mean_input_length * s_per_token
+    return own_ms * (1 + tail * _settled_wait(inputs, s_per_token))
+
+
+def _settled_wait(inputs: DecisionInputs, s_per_token: float) -> float:
+    """Mean wait in a settled queue, in prompts' own time, as far as it settles.
+
+    Near saturation that takes minutes. Within the horizon chance brings about the root
+    of the expected arrivals more, whose tail is an exponential's with half of it.
+    """
     snapshot = inputs.snapshot
     load = min(_HIGHEST_LOAD, snapshot.prompt_tokens_per_s * s_per_token)
-    tail = -_TAIL * math.log(1 - inputs.constraints.percentile / 100)
-    own_ms = 1e3 * snapshot.mean_input_length * s_per_token
-    return own_ms * (1 + tail * load / (1 - load))
+    by_chance = math.sqrt(snapshot.arrival_rate * inputs.limits.horizon_s) / 2
+    return min(_TAIL * load / (1 - load), by_chance)
 
 
 def _tpot_ms(
@@ -171,9 +180,21 @@ def _tpot_ms(
 
 def _pace_ms(inputs: DecisionInputs) -> float:
     """Decode's present time per token, milliseconds; 0 where nothing decodes."""
-    snapshot = inputs.snapshot
-    pace = snapshot.running_tpot if snapshot.running_tpot.count else snapshot.tpot
+    pace = _paces(inputs)
     return pace.at(inputs.constraints.percentile) if pace.count else 0.0
+
+
+def _paces(inputs: DecisionInputs) -> LatencySummary:
+    """Times per token: of what runs, or of what has ended where that says more.
+
+    Of a few short answers each has made a few tokens since the last look, in or out of
+    a chunk by chance; many like them have ended in the same window.
+    """
+    snapshot, enough = inputs.snapshot, inputs.limits.min_samples
+    running, ended = snapshot.running_tpot, snapshot.tpot
+    if not running.count or running.count < enough <= ended.count:
+        return ended
+    return running
 
 
 def _slowdown(speeds: WorkerSpeeds, duty: float) -> float:
