@@ -85,10 +85,12 @@ def _source(module: Path) -> str:
 
 
 def _defines(text: str, names: list[str], root: Path) -> bool:
-    """Whether the module has the function or class, or the class the method."""
+    """Whether the module has the name, its own or imported, or the class the method."""
     top = re.search(rf"^(?:async def|def|class) {names[0]}\b", text, re.MULTILINE)
-    if top is None or len(names) == 1:
-        return top is not None
+    if len(names) == 1:
+        return top is not None or _imported_from(text, names[0]) is not None
+    if top is None:
+        return False
     header, body = _class_parts(text, top.end())
     if re.search(rf"^    (?:async )?def {names[1]}\b", body, re.MULTILINE):
         return True
@@ -111,6 +113,11 @@ def _is_inherited(text: str, base: str, method: str, root: Path) -> bool:
     """Whether a base class, of this module or an imported one, has the method."""
     if re.search(rf"^class {base}\b", text, re.MULTILINE):
         return _defines(text, [base, method], root)
-    importing = rf"^from (sglang\.[\w.]+) import (?:\([^)]*?)?[^()\n]*\b{base}\b"
+    module = _imported_from(text, base)
+    return module is not None and _is_defined(f"{module}.{base}.{method}", root)
+
+
+def _imported_from(text: str, name: str) -> str | None:
+    importing = rf"^from (sglang\.[\w.]+) import (?:\([^)]*?)?[^()\n]*\b{name}\b"
     found = re.search(importing, text, re.MULTILINE)
-    return found is not None and _is_defined(f"{found[1]}.{base}.{method}", root)
+    return found[1] if found is not None else None
