@@ -280,11 +280,30 @@ class LastGiveBack:
     """From decode to a leaving prefill worker: what ends now goes to its successor."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StillLent:
+    """The part of a prefix cache that a running request borrows.
+
+    Attributes:
+        lender, number: of its loan.
+        token_ids, extra_key: where it lies in the tree.
+    """
+
+    lender: int
+    number: int
+    token_ids: list[int]
+    extra_key: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Heritage:
     """From a leaving prefill worker to its successor: the prefix cache.
 
     Sent after the successor has become the owner of its pages.
+
+    Attributes:
+        lent: what must not be evicted before it is given back.
     """
 
     paths: list[CachedPath]
+    lent: list[StillLent]

@@ -110,7 +110,7 @@ class PrefillScheduler(EarlyConclusion):
     def inherit(self, message: Heritage) -> None:
         """Have the predecessor's prefix cache, as far as it says anything new."""
         inherit(message, self.tree_cache, self.memory.table)
-        self._lender.has_heritage()
+        self._lender.has_heritage(message.lent)
 
     def _has_last_give_back(self, _: LastGiveBack) -> None:
         self._decode_turned_away = True
@@ -133,7 +133,7 @@ class PrefillScheduler(EarlyConclusion):
             self.waiting_queue.append(self.chunked_req)
         unfinished = [req.rid for req in self.waiting_queue]
         self.return_unused()
-        bequeath(spec, successor, self.tree_cache, table)
+        bequeath(spec, successor, self.tree_cache, table, self._lender.still_lent())
         return [*unfinished, *self._arrivals.rids]
 
     def init_load_inquirer(self) -> None:

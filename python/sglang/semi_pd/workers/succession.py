@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sglang.semi_pd.memory.block_table import BlockTable
     from sglang.semi_pd.memory.id_pool import Ids
     from sglang.semi_pd.resident.shared_pools import SharedReqToTokenPool
+    from sglang.semi_pd.workers.messages import StillLent
     from sglang.semi_pd.workers.worker_spec import WorkerSpec
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 
@@ -38,7 +39,11 @@ logger = logging.getLogger(__name__)
 
 
 def bequeath(
-    spec: WorkerSpec, successor: int, tree: BasePrefixCache, table: BlockTable
+    spec: WorkerSpec,
+    successor: int,
+    tree: BasePrefixCache,
+    table: BlockTable,
+    lent: list[StillLent],
 ) -> None:
     """Give the next prefill worker all pages, and tell it what the tree says of them.
 
@@ -48,7 +53,7 @@ def bequeath(
     table.inherit(_slot(table), table.slot_of(InstanceRole.PREFILL, successor))
     if spec.tp_rank == 0:
         socket = socket_of(give_back_address(spec.run_directory, successor))
-        sock_send(socket, Heritage(paths))
+        sock_send(socket, Heritage(paths, lent))
         flush(socket)
 
 
