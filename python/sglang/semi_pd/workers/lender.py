@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sglang.semi_pd.utils import row_label
 from sglang.semi_pd.workers import prefix_tree
 from sglang.semi_pd.workers.handover import find_row
-from sglang.semi_pd.workers.messages import GiveBack, Loan, StillLent
+from sglang.semi_pd.workers.messages import GiveBack, Loan
+from sglang.semi_pd.workers.prefix_tree import StillLent
 from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.common import release_kv_cache

@@ -14,7 +14,7 @@ from sglang.semi_pd.utils import InstanceRole
 
 if TYPE_CHECKING:
     from sglang.semi_pd.sm_allocation import SMAllocation
-    from sglang.semi_pd.workers.prefix_tree import CachedPath
+    from sglang.semi_pd.workers.prefix_tree import CachedPath, StillLent
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import ReqLogprob
 
@@ -278,21 +278,6 @@ class MakeRoom:
 @dataclass(frozen=True, slots=True)
 class LastGiveBack:
     """From decode to a leaving prefill worker: what ends now goes to its successor."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StillLent:
-    """The part of a prefix cache that a running request borrows.
-
-    Attributes:
-        lender, number: of its loan.
-        token_ids, extra_key: where it lies in the tree.
-    """
-
-    lender: int
-    number: int
-    token_ids: list[int]
-    extra_key: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from sglang.semi_pd.workers.handover import flush, socket_of
 from sglang.semi_pd.workers.messages import Heritage, Recover, Resume
 from sglang.semi_pd.workers.prefix_tree import (
     CachedPath,
+    StillLent,
     cached_pages,
     export_paths,
     import_paths,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from sglang.semi_pd.memory.block_table import BlockTable
     from sglang.semi_pd.memory.id_pool import Ids
     from sglang.semi_pd.resident.shared_pools import SharedReqToTokenPool
-    from sglang.semi_pd.workers.messages import StillLent
     from sglang.semi_pd.workers.worker_spec import WorkerSpec
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 
