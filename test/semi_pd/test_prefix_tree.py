@@ -75,6 +75,7 @@ class Pair:
         self.lender = Lender(
             self.prefill.tree, self.prefill.rows, self.prefill.table, 1
         )
+        self.predecessor = self.lender
         self.sent: list = []
         self.decode.tree.send = self.sent.append
         self.number = 0
@@ -281,18 +282,20 @@ class Forward:
         return self.is_over
 
 
-def succeed(pair: Pair) -> Worker:
+def succeed(pair: Pair, generation: int = 2) -> Worker:
     """A new prefill worker takes requests back; its predecessor still has the pages."""
     from sglang.semi_pd.workers.lender import Lender
 
-    old = pair.prefill
+    old, pair.predecessor = pair.prefill, pair.lender
     for one in (old, pair.decode):
         one.allocator.return_unused()
     pair.prefill = Worker.make(
-        pair.table, pair.req_to_token, InstanceRole.PREFILL, generation=2
+        pair.table, pair.req_to_token, InstanceRole.PREFILL, generation=generation
     )
-    pair.lender = Lender(pair.prefill.tree, pair.prefill.rows, pair.prefill.table, 2)
-    pair.decode.tree.turn_to(2, pair.sent.append)
+    pair.lender = Lender(
+        pair.prefill.tree, pair.prefill.rows, pair.prefill.table, generation
+    )
+    pair.decode.tree.turn_to(generation, pair.sent.append)
     return old
 
 
@@ -302,13 +305,13 @@ def bequeath(pair: Pair, old: Worker) -> None:
     from sglang.semi_pd.workers.prefix_tree import export_paths
     from sglang.semi_pd.workers.succession import inherit
 
-    paths = export_paths(old.tree)
+    paths, lent = export_paths(old.tree), pair.predecessor.still_lent()
     old.allocator.return_unused()
     old.rows.return_unused()
     leases = old.table.lease, pair.prefill.table.lease
     pair.table.inherit(*(lease.slot for lease in leases if lease))
-    inherit(Heritage(paths), pair.prefill.tree, pair.prefill.table)
-    pair.lender.has_heritage()
+    inherit(Heritage(paths, lent), pair.prefill.tree, pair.prefill.table)
+    pair.lender.has_heritage(lent)
 
 
 def test_a_successor_inherits_tree_and_loans(pair):
@@ -324,6 +327,21 @@ def test_a_successor_inherits_tree_and_loans(pair):
     pair.end(there)
     assert pair.settle() * PAGE == tree.total_size() == pair.prefill.cached
     assert turn(pair, [*range(12), 9, 9, 9, 9, 1, 2], [1, 1]) == 16
+
+
+def test_a_successor_does_not_evict_what_is_lent(pair):
+    """Nor the one after it; what has come back may go."""
+    there = pair.hand_over(pair.compute(list(range(12))))
+    turn(pair, list(range(50, 62)), [1, 2, 3, 4, 5])
+    for generation in (2, 3):
+        bequeath(pair, succeed(pair, generation))
+        assert pair.prefill.cached == 16, "the other one"
+        assert pair.prefill.tree.total_size() == 28
+    pair.generate(there, [1, 2, 3, 4, 5])
+    pair.end(there)
+    assert pair.prefill.cached == pair.prefill.tree.total_size() == 32
+    assert pair.lender.loans == 0
+    pair.settle()
 
 
 @pytest.mark.parametrize("comes_back_first", [True, False])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -64,7 +64,7 @@ def session() -> aiohttp.ClientSession:
 
 async def events(
     http: aiohttp.ClientSession, url: str, body: Body
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     """The server-sent events of one request, decoded."""
     async with http.post(url, json=body) as reply:
         if reply.status != 200:
@@ -92,6 +92,12 @@ async def generate(http: aiohttp.ClientSession, url: str, body: Body) -> Answer:
         if reply.status != 200:
             raise RequestFailedError(f"{reply.status} {(await reply.text())[:500]}")
         return await reply.json()
+
+
+async def abort(http: aiohttp.ClientSession, url: str, rid: str) -> None:
+    """Have a request ended."""
+    async with http.post(f"{url}/abort_request", json={"rid": rid}) as reply:
+        assert reply.status == 200
 
 
 async def gather_limited(work: Sequence[Coroutine[Any, Any, T]], limit: int) -> list[T]:

@@ -73,7 +73,7 @@ async def leave_after(http: Any, url: str, body: client.Body, pieces: int) -> No
         count += 1
         if count > pieces:
             break
-    await events.aclose()  # type: ignore[attr-defined]
+    await events.aclose()
 
 
 async def leave_at_once(http: Any, url: str, body: client.Body, after_s: float) -> None:

@@ -6,24 +6,26 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import signal
 import statistics
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import client
 import disturb
 import process_table
 import psutil
 import pytest
 import requests
+import switching
+from compare import mismatches
 from harness import COMMON_FLAGS, REPOSITORY, Server
-from workload import IS_SOAK
+from held import Held
+from reuse import reused, wrong
+from workload import IS_SOAK, endless, prompt
 
 pytestmark = pytest.mark.server
 
@@ -35,7 +37,10 @@ STREAMS = 16 if IS_SOAK else 8
 SETTLE_S = 20.0
 DETECTION_S = 0.05
 FAULT_PLUGIN = REPOSITORY / "benchmark" / "semi_pd" / "fault_plugin"
-REPLACED = ("semi_pd_prefill", "semi_pd_decode")
+POOL_TOKENS = 14_000
+"""Enough for the streams of ``disturb`` and a rehearsal; a crowd needs more."""
+CROWD, CROWD_PROMPT, CROWD_TOKENS = 24, 450, 350
+IDS = 8
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ def server(tiny_model: Path, faults: Path) -> Iterator[Server]:
             *flags,
             "--enable-semi-pd",
             "--sm-partition-backend=mps",
-            "--max-total-tokens=40000",
+            f"--max-total-tokens={POOL_TOKENS}",
             f"--worker-hang-timeout={HANG_S:g}",
             "--standby-timeout=30",
         ],
@@ -86,54 +91,6 @@ def require_nothing_leaked(server: Server) -> None:
     assert usage["allocated_blocks"] == 0
     assert usage["allocated_rows"] == 0
     assert usage["audits_failed"] == 0
-
-
-def open_files(process: psutil.Process) -> Counter[str]:
-    """How many descriptors of each kind a process has; files by name."""
-    found: Counter[str] = Counter()
-    directory = Path(f"/proc/{process.pid}/fd")
-    for entry in os.listdir(directory):
-        with suppress(FileNotFoundError):
-            found[os.readlink(directory / entry).split(":[")[0]] += 1
-    return found
-
-
-@dataclass(frozen=True)
-class Held:
-    """What the processes that outlive a worker hold open; what lies in /dev/shm.
-
-    Of the latter, what no process beside the server has open: others come and go.
-    """
-
-    descriptors: dict[str, Counter[str]]
-    shared_memory: frozenset[str]
-
-    @classmethod
-    def by(cls, server: Server) -> Held:
-        mine = server.processes()
-        staying = {
-            process_table.title(process): process
-            for process in mine
-            if not any(role in process_table.title(process) for role in REPLACED)
-        }
-        pids = {process.pid for process in mine}
-        others = [one for one in psutil.process_iter() if one.pid not in pids]
-        theirs = {
-            os.path.basename(name) for name in process_table.named_shared_memory(others)
-        }
-        return cls(
-            {title: open_files(process) for title, process in staying.items()},
-            frozenset(os.listdir("/dev/shm")) - theirs,
-        )
-
-    def beyond(self, before: Held) -> list[str]:
-        """What is held that was not."""
-        found = sorted(self.shared_memory - before.shared_memory)
-        for title, files in self.descriptors.items():
-            more = files - before.descriptors.get(title, Counter())
-            if files.total() > before.descriptors.get(title, Counter()).total():
-                found.append(f"{title[-60:]}: {dict(more)}")
-        return found
 
 
 @pytest.fixture(autouse=True)
@@ -230,4 +187,58 @@ def test_a_standby_that_dies_changes_nothing(server: Server) -> None:
     assert after[rotation][split] == before[rotation][split]
     assert after["components"] == before["components"]
     assert after[rotation]["failed_moves"] == before[rotation]["failed_moves"] + 1
+    require_nothing_leaked(server)
+
+
+def deaths(server: Server) -> int:
+    """How often both workers had to be replaced."""
+    return int(status_of(server)["recovery_status"]["worker_deaths"])
+
+
+def retractions(server: Server) -> int:
+    """How often decode has put requests aside."""
+    return server.log().count("Retract requests")
+
+
+def test_rotations_while_memory_runs_out(server: Server, soak_factor: int) -> None:
+    """Requests that decode puts aside go on, in the same worker or the next."""
+    bodies = [endless(prompt(CROWD_PROMPT, n), CROWD_TOKENS) for n in range(CROWD)]
+    expected = client.stream_all(server.url, bodies, limit=4)
+    died, put_aside, refusals = deaths(server), [retractions(server)], []
+    for _ in range(soak_factor):
+        crowd = asyncio.run(switching.while_rotating(server.url, bodies))
+        print(crowd)
+        assert not mismatches(bodies, expected, crowd.answers)
+        put_aside.append(retractions(server))
+        refusals += crowd.refusals
+    assert put_aside == sorted(set(put_aside)), "nothing was put aside"
+    assert None in refusals, refusals
+    assert deaths(server) == died
+    require_nothing_leaked(server)
+
+
+def test_ids_used_again_before_the_switch(server: Server, soak_factor: int) -> None:
+    """The standby knows by each id a request that has ended or was aborted."""
+    uses, windows = asyncio.run(
+        switching.while_ids_are_reused(server, ids=IDS, rotations=2 * soak_factor)
+    )
+    assert all(use.is_as_meant for use in uses)
+    again = [len(reused(uses, *window)) for window in windows]
+    print(f"{len(uses)} requests; at the switches {again} of {IDS} ids were others'")
+    assert min(again) >= IDS // 2
+    assert not wrong(server.url, uses)
+    require_nothing_leaked(server)
+
+
+def test_aborts_throughout_the_switch(server: Server, soak_factor: int) -> None:
+    """Each is heard, by whichever worker has the request then, or will have it."""
+    uses, refusals = asyncio.run(
+        switching.while_aborting(
+            server, ids=3 * IDS, rotations=3 * soak_factor, longest=2 * CROWD_PROMPT
+        )
+    )
+    lost = [(use.rid, use.finish) for use in uses if not use.is_as_meant]
+    print(f"{len(uses)} aborts, {len(lost)} lost; rotations refused for {refusals}")
+    assert not lost
+    assert None in refusals, refusals
     require_nothing_leaked(server)

@@ -35,11 +35,13 @@ class _InFlight:
     Attributes:
         resumed_at: tokens its client had when it was last resumed.
         futile: deaths in a row without a token in between.
+        is_aborted: its workers were told to end it.
     """
 
     request: TokenizedGenerateReqInput
     resumed_at: int = -1
     futile: int = 0
+    is_aborted: bool = False
 
 
 class RequestLedger:
@@ -50,7 +52,11 @@ class RequestLedger:
         self._requests: dict[str, _InFlight] = {}
 
     def note(self, message: Any) -> bool:
-        """Remember the requests in a message; whether it has any."""
+        """Remember the requests in a message, or that they are aborted; False if it is
+        about none."""
+        if isinstance(message, AbortReq):
+            self._note_abort(message)
+            return True
         requests = [message]
         if isinstance(message, BatchTokenizedGenerateReqInput):
             requests = list(message)
@@ -58,6 +64,20 @@ class RequestLedger:
             return False
         self._requests.update((r.rid, _InFlight(r)) for r in requests)
         return True
+
+    def _note_abort(self, abort: AbortReq) -> None:
+        for rid in self._requests if abort.abort_all else [abort.rid]:
+            if rid in self._requests:
+                self._requests[rid].is_aborted = True
+
+    def aborts(self) -> list[AbortReq]:
+        """What to say again to a new pair, for the old one may not have heard it: these
+        have not ended, and their ids have not been used again."""
+        return [
+            AbortReq(rid=rid)
+            for rid, entry in self._requests.items()
+            if entry.is_aborted
+        ]
 
     def forget(self, rids: Iterable[str]) -> None:
         """These have ended."""

@@ -127,6 +127,8 @@ class RequestRouter:
         """These could not be handed over by a worker that has left."""
         for message in self.ledger.resumptions(unfinished):
             sock_send(self._pair.prefill, message)
+        for abort in self.ledger.aborts():
+            self.send(abort)
 
     def finish_switch(self) -> None:
         """The old pair has left."""
@@ -157,7 +159,7 @@ class RequestRouter:
         sock_send(self._pair.prefill, Recover(gone, running))
         for message in running:
             sock_send(self._pair.prefill, message)
-        for message in held:
+        for message in [*held, *self.ledger.aborts()]:
             self.send(message)
 
     def _use(self, generation: int) -> None:
@@ -178,9 +180,9 @@ class RequestRouter:
             newest = self._prepared[max(self._prepared)]
             is_abort = isinstance(message, AbortReq)
             return [newest.prefill, newest.decode] if is_abort else [newest.prefill]
-        is_request = self.ledger.note(message)
+        is_noted = self.ledger.note(message)
         if self._held is not None:
-            if not is_request:
+            if not is_noted:
                 self._held.append(message)
             return []
         if isinstance(message, GetInternalStateReq):

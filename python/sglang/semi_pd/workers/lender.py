@@ -9,15 +9,18 @@ upstream's own code inserts the whole sequence, frees duplicates and unlocks.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.utils import row_label
 from sglang.semi_pd.workers import prefix_tree
 from sglang.semi_pd.workers.handover import find_row
 from sglang.semi_pd.workers.messages import GiveBack, Loan
+from sglang.semi_pd.workers.prefix_tree import StillLent
 from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
+from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.common import release_kv_cache
+from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from sglang.semi_pd.resident.shared_pools import SharedReqToTokenPool
     from sglang.semi_pd.workers.leased_allocator import LeasedAllocator
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
-    from sglang.srt.mem_cache.radix_cache import RadixCache
+    from sglang.srt.mem_cache.radix_cache import RadixCache, TreeNode
 
 
 def note_rewriting(
@@ -55,13 +58,14 @@ class Lender:
         self._tree, self._rows, self._table = tree, rows, table
         self._generation = generation
         self._lent: dict[int, Req] = {}
+        self._inherited: dict[tuple[int, int], tuple[StillLent, TreeNode]] = {}
         self._has_heritage = False
         self._early: list[GiveBack] = []
 
     @property
     def loans(self) -> int:
         """Requests that decode has not given back."""
-        return len(self._lent)
+        return len(self._lent) + len(self._inherited)
 
     @property
     def lends(self) -> bool:
@@ -81,18 +85,40 @@ class Lender:
             self._early.append(message)
             return
         req = self._lent.pop(message.loan.number, None) if not is_foreign else None
-        if not message.has_row:
-            if req is not None and req.last_node is not None:
-                self._tree.dec_lock_ref(req.last_node)
-            return
-        self._release(message, req)
+        if message.has_row:
+            self._release(message, req)
+        elif req is not None and req.last_node is not None:
+            self._tree.dec_lock_ref(req.last_node)
+        loan = message.loan
+        inherited = self._inherited.pop((loan.lender, loan.number), None)
+        if inherited is not None:
+            self._tree.dec_lock_ref(inherited[1])
 
-    def has_heritage(self) -> None:
-        """The predecessor's tree is in this one: take back what it had lent.
+    def still_lent(self) -> list[StillLent]:
+        """What a successor must not evict."""
+        own = [
+            StillLent(
+                lender=self._generation,
+                number=number,
+                token_ids=_tokens(req)[: req.cache_protected_len].tolist(),
+                extra_key=req.extra_key,
+            )
+            for number, req in self._lent.items()
+        ]
+        return [*own, *(lent for lent, _ in self._inherited.values())]
+
+    def has_heritage(self, lent: Iterable[StillLent]) -> None:
+        """The predecessor's tree is in this one: keep locked and take back what it had
+        lent.
 
         Until then it cannot be told which pages are cached, and which are left.
         """
         self._has_heritage = True
+        for one in lent:
+            key = RadixKey(array("q", one.token_ids), one.extra_key)
+            node = self._tree.match_prefix(MatchPrefixParams(key=key)).last_device_node
+            self._tree.inc_lock_ref(node)
+            self._inherited[one.lender, one.number] = one, node
         while self._early:
             self.take_back(self._early.pop(0))
 
@@ -118,6 +144,11 @@ class Lender:
             cached = prefix_tree.cached_tokens(self._tree, req) if shared else 0
             req.skip_radix_cache_insert = cached < shared
         release_kv_cache(req, self._tree)
+
+
+def _tokens(req: Req) -> array[int]:
+    tokens: array[int] = req.origin_input_ids + req.output_ids
+    return tokens
 
 
 def _newly_made(message: GiveBack) -> Req:

@@ -14,7 +14,7 @@ from sglang.semi_pd.utils import InstanceRole
 
 if TYPE_CHECKING:
     from sglang.semi_pd.sm_allocation import SMAllocation
-    from sglang.semi_pd.workers.prefix_tree import CachedPath
+    from sglang.semi_pd.workers.prefix_tree import CachedPath, StillLent
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import ReqLogprob
 
@@ -287,6 +287,10 @@ class Heritage:
     """From a leaving prefill worker to its successor: the prefix cache.
 
     Sent after the successor has become the owner of its pages.
+
+    Attributes:
+        lent: what must not be evicted before it is given back.
     """
 
     paths: list[CachedPath]
+    lent: list[StillLent]

@@ -92,7 +92,7 @@ class PrefillSuccession(EarlyConclusion):
             self.waiting_queue.append(self.chunked_req)
         unfinished = [req.rid for req in self.waiting_queue]
         self.return_unused()
-        bequeath(spec, successor, self.tree_cache, table)
+        bequeath(spec, successor, self.tree_cache, table, self._lender.still_lent())
         return [*unfinished, *self._arrivals.rids]
 
     # The new one
@@ -111,4 +111,4 @@ class PrefillSuccession(EarlyConclusion):
     def inherit(self, message: Heritage) -> None:
         """Have the predecessor's prefix cache, as far as it says anything new."""
         inherit(message, self.tree_cache, self.memory.table)
-        self._lender.has_heritage()
+        self._lender.has_heritage(message.lent)

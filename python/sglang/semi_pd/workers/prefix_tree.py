@@ -43,6 +43,21 @@ class CachedPath:
     priority: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StillLent:
+    """The part of a prefix cache that a running request borrows.
+
+    Attributes:
+        lender, number: of its loan.
+        token_ids, extra_key: where it lies in the tree.
+    """
+
+    lender: int
+    number: int
+    token_ids: list[int]
+    extra_key: str | None
+
+
 def export_paths(tree: RadixCache) -> list[CachedPath]:
     """Every path of ``tree``, the least recently used first.
 

@@ -19,6 +19,7 @@ from sglang.semi_pd.workers.handover import flush, socket_of
 from sglang.semi_pd.workers.messages import Heritage, Recover, Resume
 from sglang.semi_pd.workers.prefix_tree import (
     CachedPath,
+    StillLent,
     cached_pages,
     export_paths,
     import_paths,
@@ -38,7 +39,11 @@ logger = logging.getLogger(__name__)
 
 
 def bequeath(
-    spec: WorkerSpec, successor: int, tree: BasePrefixCache, table: BlockTable
+    spec: WorkerSpec,
+    successor: int,
+    tree: BasePrefixCache,
+    table: BlockTable,
+    lent: list[StillLent],
 ) -> None:
     """Give the next prefill worker all pages, and tell it what the tree says of them.
 
@@ -48,7 +53,7 @@ def bequeath(
     table.inherit(_slot(table), table.slot_of(InstanceRole.PREFILL, successor))
     if spec.tp_rank == 0:
         socket = socket_of(give_back_address(spec.run_directory, successor))
-        sock_send(socket, Heritage(paths))
+        sock_send(socket, Heritage(paths, lent))
         flush(socket)
 
 
