@@ -55,8 +55,8 @@ class Stream:
 
 def session() -> aiohttp.ClientSession:
     """An HTTP client for any number of connections and lines of any length."""
-    # Less than the server's: it may not close what is just being used again.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
+    # A connection for each request: the server closes idle ones as it likes.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     return aiohttp.ClientSession(
         connector=connector, timeout=_LIMITS, read_bufsize=1 << 24
     )

@@ -50,6 +50,12 @@ class PrefillRoom:
         """Let the next leases be for all prompts that wait."""
         self._allocator.demand_pages = sum(map(self._pages_of, prompts))
 
+    def has_room_for(self, tokens: int) -> bool:
+        """Whether that many can be allocated, if the prefix cache gives what it can."""
+        room = self._allocator.available_size() + self._tree.evictable_size()
+        page_size = self._allocator.page_size
+        return room >= -(-tokens // page_size) * page_size
+
     def evict_for_decode(
         self, message: MakeRoom, unfinished: Req | None, *, is_busy: bool
     ) -> None:

@@ -26,13 +26,13 @@ from sglang.semi_pd.workers.prefill_succession import PrefillSuccession
 from sglang.semi_pd.workers.ready_queue import ReadyQueue
 from sglang.semi_pd.workers.worker_scheduler import BATCH
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
-from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, NextBatchPlan, Req
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
     from sglang.semi_pd.memory.id_pool import Ids
-    from sglang.srt.managers.schedule_batch import NextBatchPlan, ScheduleBatch
+    from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.scheduler_components.load_inquirer import (
         SchedulerLoadInquirer,
     )
@@ -124,6 +124,32 @@ class PrefillScheduler(PrefillSuccession):
             self._room.evict_ahead(self.chunked_req)
         self._room.publish_held()
         return plan
+
+    def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> NextBatchPlan:
+        """As upstream, but a prompt under way may find no room for its next chunk.
+
+        Upstream computes it regardless and ends for want of memory. What it was
+        admitted for is gone when another prompt uses the prefixes that it counted on.
+        """
+        req = self.chunked_req
+        if req is None or self._room.has_room_for(self._next_chunk(req)):
+            return super().get_new_batch_prefill(running_batch)
+        if self.last_batch is None:  # none of it is being computed
+            self._put_back(req)
+        return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+
+    def _next_chunk(self, req: Req) -> int:
+        rest = len(req.origin_input_ids) + len(req.output_ids) - len(req.prefix_indices)
+        return min(rest, self.chunked_prefill_size or rest)
+
+    def _put_back(self, req: Req) -> None:
+        """It waits to be admitted again; what there is of it is cached, for all."""
+        logger.info("No room for the rest of a prompt: it waits (%s)", req.rid)
+        self.chunked_req = None
+        release_kv_cache(req, self.tree_cache)
+        req.reset_for_retract()
+        req.time_stats.set_wait_queue_entry_time()
+        self.waiting_queue.insert(0, req)
 
     def process_input_requests(self, recv_reqs: list[Any]) -> None:
         # What has ended must not be in the way of a flush that was asked for later: it
