@@ -9,15 +9,19 @@ environment. What happens is chosen by a file in that directory:
     gate     ... ends with one line and exit code 1, as when its numerics gate fails
     hang     ... stands still for ever
     forward  ... is ended by SIGABRT when it is to compute its first batch
+    room     the next prefill worker that starts finds no room for the rest of a prompt,
+             twice in a row of each six times that it looks
 """
 
 import contextlib
+import itertools
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 FAR_BYTES = 1 << 45
 POLL_S = 0.01
@@ -30,6 +34,8 @@ def register() -> None:
         for name, fail in AT_START.items():
             if _take(Path(directory) / name):
                 fail()
+        if _is_prefill() and _take(Path(directory) / "room"):
+            _find_no_room()
         mine = Path(directory) / str(os.getpid())
         threading.Thread(target=_await, args=(mine,), daemon=True).start()
 
@@ -59,6 +65,27 @@ def _abort_at_first_batch() -> None:
     HookRegistry.register(
         "sglang.srt.managers.scheduler.Scheduler.run_batch",
         lambda *_, **__: os.abort(),
+        HookType.AROUND,
+    )
+
+
+def _is_prefill() -> bool:
+    import setproctitle
+
+    return "semi_pd_prefill" in setproctitle.getproctitle()
+
+
+def _find_no_room() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    looks = itertools.count()
+
+    def has_room_for(original: Callable[..., bool], *arguments: Any) -> bool:
+        return next(looks) % 6 > 1 and original(*arguments)
+
+    HookRegistry.register(
+        "sglang.semi_pd.workers.prefill_room.PrefillRoom.has_room_for",
+        has_room_for,
         HookType.AROUND,
     )
 

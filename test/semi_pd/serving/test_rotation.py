@@ -41,6 +41,8 @@ POOL_TOKENS = 14_000
 """Enough for the streams of ``disturb`` and a rehearsal; a crowd needs more."""
 CROWD, CROWD_PROMPT, CROWD_TOKENS = 24, 450, 350
 IDS = 8
+LONG_PROMPTS, LONG_PROMPT = 6, 2200
+"""More than four chunks each."""
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +244,22 @@ def test_aborts_throughout_the_switch(server: Server, soak_factor: int) -> None:
     assert not lost
     assert None in refusals, refusals
     require_nothing_leaked(server)
+
+
+def test_a_prompt_that_finds_no_room_goes_back(server: Server, faults: Path) -> None:
+    """To those that wait; then it goes on from what is cached of it."""
+    bodies = [endless(prompt(LONG_PROMPT, 50 + n), 20) for n in range(LONG_PROMPTS)]
+    expected = client.stream_all(server.url, bodies, limit=4)
+    server.flush_cache()
+    said = "No room for the rest of a prompt"
+    before = server.log().count(said)
+    (faults / "room").touch()
+    disturb.run(server.url, disturb.rotating((60, 40)), times=1, streams=1, tokens=50)
+    assert not (faults / "room").exists(), "no prefill worker has started"
+    answers = client.stream_all(server.url, bodies, limit=LONG_PROMPTS)
+    put_back = server.log().count(said) - before
+    print(f"put back {put_back} times")
+    assert not mismatches(bodies, expected, answers)
+    assert put_back >= LONG_PROMPTS // 2
+    require_nothing_leaked(server)
+    disturb.run(server.url, disturb.rotating((40, 60)), times=1, streams=1, tokens=50)
