@@ -12,7 +12,6 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import aiohttp
 import disturb
@@ -23,6 +22,10 @@ from harness import Server
 START_S = 60.0
 ROTATION_S = 60.0
 POLL_S = 0.001
+LOCK_S = 2.0
+"""In which workers turn in their loops, unless they wait for the lock: after 5 s they
+would give up."""
+ROLES = ("prefill", "decode")
 INTRODUCTION_S = 0.5
 """From the moment that both standbys are ready: what runs has been introduced."""
 
@@ -80,22 +83,41 @@ def _stop_when_ready(
     ):
         assert time.monotonic() < deadline, "no standby"
     # To stop it before its first turn would hold it up before it is ready.
-    _await_beat(server, "prefill", generation, deadline)
-    found[0].send_signal(signal.SIGSTOP)
-    _await_beat(server, "decode", generation, deadline)
+    _await_turn(server, "prefill", generation, deadline)
+    _stop_without_the_lock(server, found[0], generation)
+    _await_turn(server, "decode", generation, deadline)
     return found[0]
 
 
-def _await_beat(server: Server, role: str, after: int, deadline: float) -> None:
+def _await_turn(server: Server, role: str, after: int, deadline: float) -> None:
     """Until a worker of a later generation has turned in its loop once."""
     while not any(
-        int.from_bytes(path.read_bytes(), "little")
-        for path in server.run_directory.glob(f"run-*/heartbeat-{role}-*-0")
-        if _generation(path) > after
+        turns for generation, turns in _turns(server, role) if generation > after
     ):
         assert time.monotonic() < deadline, f"{role} of the standby does not turn"
         time.sleep(POLL_S)
 
 
-def _generation(heartbeat: Path) -> int:
-    return int(heartbeat.name.split("-")[2])
+def _stop_without_the_lock(
+    server: Server, process: psutil.Process, serving: int
+) -> None:
+    """Who is stopped with the block table's lock holds everybody up until recovery."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        before = [dict(_turns(server, role))[serving] for role in ROLES]
+        stopped_s = time.monotonic()
+        while time.monotonic() - stopped_s < LOCK_S:
+            now = [dict(_turns(server, role))[serving] for role in ROLES]
+            if all(b > a + 1 for a, b in zip(before, now, strict=True)):
+                return
+            time.sleep(POLL_S)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(POLL_S)
+
+
+def _turns(server: Server, role: str) -> list[tuple[int, int]]:
+    """Of each generation, how often its worker has turned in its loop."""
+    return [
+        (int(path.name.split("-")[2]), int.from_bytes(path.read_bytes(), "little"))
+        for path in server.run_directory.glob(f"run-*/heartbeat-{role}-*-0")
+    ]
