@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         default=["80/100", "100/100", "90/100", "70/100"],
         help="splits that stay, the likeliest best first; the controller starts there",
     )
-    measure.add_argument("--phase-seconds", type=float, default=50.0)
+    measure.add_argument("--phase-seconds", type=float, default=60.0)
     measure.add_argument(
         "--edge-seconds", type=float, default=30.0, help="before it and after it"
     )
