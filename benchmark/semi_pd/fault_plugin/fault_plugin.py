@@ -11,6 +11,7 @@ environment. What happens is chosen by a file in that directory:
     forward  ... is ended by SIGABRT when it is to compute its first batch
     room     the next prefill worker that starts finds no room for the rest of a prompt,
              twice in a row of each six times that it looks
+    full     decode workers lease no page while this file is there
 """
 
 import contextlib
@@ -34,8 +35,10 @@ def register() -> None:
         for name, fail in AT_START.items():
             if _take(Path(directory) / name):
                 fail()
-        if _is_prefill() and _take(Path(directory) / "room"):
+        if _is("prefill") and _take(Path(directory) / "room"):
             _find_no_room()
+        if _is("decode"):
+            _lease_none_while(Path(directory) / "full")
         mine = Path(directory) / str(os.getpid())
         threading.Thread(target=_await, args=(mine,), daemon=True).start()
 
@@ -69,10 +72,24 @@ def _abort_at_first_batch() -> None:
     )
 
 
-def _is_prefill() -> bool:
+def _is(role: str) -> bool:
     import setproctitle
 
-    return "semi_pd_prefill" in setproctitle.getproctitle()
+    return f"semi_pd_{role}" in setproctitle.getproctitle()
+
+
+def _lease_none_while(file: Path) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    def extend_lease(original: Callable[..., None], *arguments: Any) -> None:
+        if not file.exists():
+            original(*arguments)
+
+    HookRegistry.register(
+        "sglang.semi_pd.workers.leased_allocator.LeasedAllocator._extend_lease",
+        extend_lease,
+        HookType.AROUND,
+    )
 
 
 def _find_no_room() -> None:

@@ -137,6 +137,7 @@ class Server:
                 start_new_session=True,
             )
         self._pid = self._process.pid
+        process_table.let_clients_go_first(self._pid)
         return self
 
     def _environment(self) -> dict[str, str]:

@@ -105,8 +105,11 @@ class Clients:
                 await asyncio.sleep(SENT_S)
                 await asyncio.sleep(source.uniform(SENT_S, 4 * SENT_S))
                 await client.abort(self._http, self._url, rid)
+            has_ended = answer.done()
             got = await answer
             finish = got["meta_info"]["finish_reason"]["type"]
+            if has_ended:  # by itself perhaps, before the abort came
+                is_aborted = finish == "abort"
             input_ids, ended = body["input_ids"], time.monotonic()
             use = (rid, is_aborted, input_ids, got["output_ids"], finish, began, ended)
             self.uses.append(Use(*use))

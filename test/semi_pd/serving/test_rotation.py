@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import statistics
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,7 @@ FAILURES = 10 if IS_SOAK else 1
 HANG_S = 60.0 if IS_SOAK else 10.0
 STREAMS = 16 if IS_SOAK else 8
 SETTLE_S = 20.0
+FULL_S = 2.0
 DETECTION_S = 0.05
 FAULT_PLUGIN = REPOSITORY / "benchmark" / "semi_pd" / "fault_plugin"
 POOL_TOKENS = 14_000
@@ -219,6 +221,22 @@ def test_rotations_while_memory_runs_out(server: Server, soak_factor: int) -> No
     require_nothing_leaked(server)
 
 
+def test_all_are_put_aside_when_no_page_is_left(server: Server, faults: Path) -> None:
+    """Even the last: it is not ended, but goes on when there are pages again."""
+    bodies = [endless(prompt(100, 70 + n), 300) for n in range(STREAMS)]
+    expected = client.stream_all(server.url, bodies, limit=4)
+    put_aside, full = retractions(server), faults / "full"
+    full.touch()
+    with ThreadPoolExecutor() as pool:
+        streams = pool.submit(client.stream_all, server.url, bodies, limit=STREAMS)
+        asked = process_table.wait_until(lambda: retractions(server) > put_aside, 60)
+        time.sleep(FULL_S)
+        full.unlink()
+        assert asked is not None, "there was a page left"
+        assert not mismatches(bodies, expected, streams.result())
+    require_nothing_leaked(server)
+
+
 def test_ids_used_again_before_the_switch(server: Server, soak_factor: int) -> None:
     """The standby knows by each id a request that has ended or was aborted."""
     uses, windows = asyncio.run(
@@ -240,8 +258,11 @@ def test_aborts_throughout_the_switch(server: Server, soak_factor: int) -> None:
         )
     )
     lost = [(use.rid, use.finish) for use in uses if not use.is_as_meant]
-    print(f"{len(uses)} aborts, {len(lost)} lost; rotations refused for {refusals}")
+    heard = sum(use.is_aborted for use in uses)
+    print(f"{heard} of {len(uses)} aborted, {len(lost)} not when told to; {refusals}")
     assert not lost
+    assert heard > len(uses) // 2
+    assert all(use.finish in ("abort", "length") for use in uses)
     assert None in refusals, refusals
     require_nothing_leaked(server)
 

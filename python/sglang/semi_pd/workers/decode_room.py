@@ -8,6 +8,7 @@ before that is used up, and once more, and waited for, when a page is missing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from sglang.semi_pd.memory.block_table import BlockTable
     from sglang.semi_pd.workers.leased_allocator import LeasedAllocator
     from sglang.semi_pd.workers.messages import MakeRoom
-    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+    from sglang.srt.server_args import ServerArgs
+
+logger = logging.getLogger(__name__)
 
 DECODE_RESERVE_PAGES = 4096
 LARGEST_RESERVE_SHARE = 16
@@ -25,6 +29,27 @@ LARGEST_RESERVE_SHARE = 16
 
 MIN_LEASE_PAGES = 32
 """Pages kept ready beyond what the running batch needs for its next two steps."""
+
+
+def put_all_aside(
+    original: Callable[..., tuple[list[Req], float, list[Req]]],
+    batch: ScheduleBatch,
+    server_args: ServerArgs,
+) -> tuple[list[Req], float, list[Req]]:
+    """As upstream, but the last request waits like the others, where upstream ends it.
+
+    Alone it fits the pool. What it lacks is with prefill or a standby, or on its way
+    there: putting the others aside gave back what they had borrowed, and freed nothing
+    yet.
+    """
+    told_to_end = [req.to_finish for req in batch.reqs]
+    reqs = list(batch.reqs)
+    put_aside, new_token_ratio, ended = original(batch, server_args)
+    for req, reason in zip(reqs, told_to_end, strict=True):
+        req.to_finish = reason  # upstream's is that there is no memory
+    if ended:
+        logger.info("It is not ended, it waits for memory: %s", ended[0].rid)
+    return [*put_aside, *ended], new_token_ratio, []
 
 
 class DecodeRoom:

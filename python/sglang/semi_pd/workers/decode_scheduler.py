@@ -23,7 +23,7 @@ from sglang.semi_pd.workers.borrowing_cache import (
     Borrowed,
     BorrowingCache,
 )
-from sglang.semi_pd.workers.decode_room import DecodeRoom
+from sglang.semi_pd.workers.decode_room import DecodeRoom, put_all_aside
 from sglang.semi_pd.workers.decode_succession import DecodeSuccession
 from sglang.semi_pd.workers.handover import adopt, flush, socket_of
 from sglang.semi_pd.workers.messages import Handover, LastGiveBack, Leave, Loan
@@ -64,6 +64,7 @@ class DecodeScheduler(DecodeSuccession):
     around = {
         f"{BATCH}.cumulate_penalty_output_tokens": count_as_undivided,
         f"{BATCH}.prepare_for_prebuilt": count_adopted,
+        f"{BATCH}.retract_decode": put_all_aside,
         "sglang.srt.mem_cache.registry.default_radix_cache_factory": borrowing_cache,
     }
 
