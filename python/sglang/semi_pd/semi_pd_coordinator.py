@@ -236,9 +236,11 @@ class SemiPDCoordinator:
 
     def _supervise(self) -> None:
         assert self.group is not None
+        assert self.detokenizer is not None
         self.supervisor = Supervisor(
             self.group,
             self.switchboard,
+            detokenizer=self.detokenizer,
             allocation=lambda: self.rotation.current_allocation,
             patience=Patience(
                 self.config.worker_hang_timeout_s, self.config.standby_timeout_s

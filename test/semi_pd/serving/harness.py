@@ -180,10 +180,14 @@ class Server:
 
     def role(self, role: str) -> psutil.Process:
         """The one process that carries a role."""
-        found = process_table.find_role(self.processes(), role)
+        return self.titled(f"semi_pd_{role}")
+
+    def titled(self, name: str) -> psutil.Process:
+        """The one process whose title is SGLang's prefix and ``name``."""
+        found = process_table.find_titled(self.processes(), name)
         if len(found) != 1:
             table = process_table.describe(self.processes())
-            raise self.failure(f"{len(found)} processes are {role}:\n{table}")
+            raise self.failure(f"{len(found)} processes are {name}:\n{table}")
         return found[0]
 
     def get(self, path: str, *, timeout_s: float = 60) -> requests.Response:

@@ -57,7 +57,12 @@ def describe(processes: Iterable[psutil.Process]) -> str:
 
 def find_role(processes: Iterable[psutil.Process], role: str) -> list[psutil.Process]:
     """The processes that carry a role in their title."""
-    wanted = f"sglang::semi_pd_{role}"
+    return find_titled(processes, f"semi_pd_{role}")
+
+
+def find_titled(processes: Iterable[psutil.Process], name: str) -> list[psutil.Process]:
+    """The processes whose title is SGLang's prefix and begins with ``name``."""
+    wanted = f"sglang::{name}"
     return [process for process in processes if title(process).startswith(wanted)]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -84,22 +85,40 @@ async def refused_while_draining(http: aiohttp.ClientSession, url: str) -> None:
     assert status["requests_under_way"] == STREAMS
 
 
-def test_sigkill_of_main(tiny_model: Path, second_flags: list[str]) -> None:
-    """SIGKILL of the main process in mid-work: every child is gone within 5 s."""
+@pytest.fixture
+def killed(tiny_model: Path, second_flags: list[str]) -> Iterator[Server]:
+    """A server of which a process is killed that cannot be replaced."""
     flags = [*COMMON_FLAGS, *second_flags]
     server = Server(name="killed", model=tiny_model, flags=flags)
     try:
-        server.start().wait_ready()
-        asyncio.run(kill_under_load(server))
-        waited = process_table.wait_until(lambda: not server.processes(), AFTER_MAIN_S)
-        left = process_table.describe(server.processes())
-        assert waited is not None, f"after {AFTER_MAIN_S} s:\n{left}"
-        print(f"every child gone {waited:.2f} s after its main process")
+        yield server.start().wait_ready()
     finally:
         server.clean()
 
 
-async def kill_under_load(server: Server) -> None:
+def test_sigkill_of_main(killed: Server) -> None:
+    """SIGKILL of the main process in mid-work: every child is gone within 5 s."""
+    asyncio.run(kill_under_load(killed, lambda: killed.signal(signal.SIGKILL)))
+    waited = process_table.wait_until(lambda: not killed.processes(), AFTER_MAIN_S)
+    left = process_table.describe(killed.processes())
+    assert waited is not None, f"after {AFTER_MAIN_S} s:\n{left}"
+    print(f"every child gone {waited:.2f} s after its main process")
+
+
+@pytest.mark.parametrize("victim", ["semi_pd_resident", "detokenizer"])
+def test_sigkill_of_what_cannot_be_replaced(killed: Server, victim: str) -> None:
+    """The server says so in one line and ends, with all that it has."""
+    process = killed.titled(victim)
+    asyncio.run(kill_under_load(killed, process.kill))
+    assert killed.wait_exit(AFTER_MAIN_S) == 1
+    waited = process_table.wait_until(lambda: not killed.leftovers(), AFTER_MAIN_S)
+    assert waited is not None, killed.leftovers()
+    ends = [line for line in killed.log().splitlines() if "Semi-PD ends" in line]
+    assert len(ends) == 1 and f"(pid {process.pid}) is gone" in ends[0], ends
+    assert "SIGQUIT" not in killed.log()
+
+
+async def kill_under_load(server: Server, kill: Callable[[], None]) -> None:
     """SIGKILL while 8 streams run; their clients see the connection break."""
     async with client.session() as http:
         bodies = [endless(prompt(600, seed=n), 1500) for n in range(STREAMS)]
@@ -108,7 +127,7 @@ async def kill_under_load(server: Server) -> None:
             for body in bodies
         ]
         await asyncio.sleep(0.8)
-        server.signal(signal.SIGKILL)
+        kill()
         ended = await asyncio.wait_for(
             asyncio.gather(*tasks, return_exceptions=True), AFTER_MAIN_S
         )

@@ -26,6 +26,8 @@ from sglang.semi_pd.server.rotation import Rotation
 from sglang.semi_pd.server.worker import Worker, wait_ready
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
     from sglang.semi_pd.server.switchboard import Switchboard, SwitchNews
     from sglang.semi_pd.server.worker_group import WorkerGroup
     from sglang.semi_pd.sm_allocation import SMAllocation
@@ -38,6 +40,7 @@ LOOK_S = 0.5
 START_TIMEOUT_S = 300.0
 ATTEMPTS = 3
 ENDING = "the server ends"
+START_AGAIN = "start the server again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Supervisor:
     """The only one that starts and ends workers once the server serves.
 
     Args:
+        detokenizer: the instance ends with it, as with a resident.
         allocation: the split in force.
         give_up: called when the instance cannot go on, with the reason.
     """
@@ -66,11 +70,13 @@ class Supervisor:
         group: WorkerGroup,
         switchboard: Switchboard,
         *,
+        detokenizer: BaseProcess,
         allocation: Callable[[], SMAllocation],
         patience: Patience,
         give_up: Callable[[SemiPDError], None],
     ) -> None:
         self._group, self._switchboard = group, switchboard
+        self._detokenizer = detokenizer
         self._allocation = allocation
         self._patience = patience
         self._give_up = give_up
@@ -139,7 +145,7 @@ class Supervisor:
         """Sleep until something happens, and deal with it."""
         # One look decides both what is dealt with and what is slept on.
         alive = [worker for worker in self._group.workers if not worker.has_ended]
-        self._require_residents(alive)
+        self._require_what_stays(alive)
         fallen = self._fallen(alive)
         if fallen:
             self._recover(fallen)
@@ -149,20 +155,28 @@ class Supervisor:
         if self._rotation is not None and self._advance(self._rotation):
             return
         awaited = self._rotation.awaited() if self._rotation else []
-        fds = [self._wake_read, *(worker.pidfd for worker in alive), *awaited]
-        woken_by = wait(fds, LOOK_S)
+        pidfds = [worker.pidfd for worker in alive]
+        ends = [*pidfds, self._detokenizer.sentinel, *awaited]
+        woken_by = wait([self._wake_read, *ends], LOOK_S)
         self._woke_at = time.time()
         if self._wake_read in woken_by:
             os.read(self._wake_read, 4096)
 
-    def _require_residents(self, alive: list[Worker]) -> None:
+    def _require_what_stays(self, alive: list[Worker]) -> None:
         for worker in self._group.residents:
             if worker not in alive:
                 raise WorkerStartError(
                     f"{_named(worker)} is gone",
                     why=f"exit code {_exit_code(worker)}; weights and KV went with it",
-                    mend="start the server again",
+                    mend=START_AGAIN,
                 )
+        exit_code = self._detokenizer.exitcode
+        if exit_code is not None:
+            raise SemiPDError(
+                f"detokenizer (pid {self._detokenizer.pid}) is gone",
+                why=f"exit code {exit_code}; how far it was in each answer went with it",
+                mend=START_AGAIN,
+            )
 
     def _fallen(self, alive: list[Worker]) -> str:
         """Why the pair cannot go on; empty if it can."""
