@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 from concurrent.futures import Future
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +98,6 @@ class SemiPDCoordinator:
         self.realised: RealisedShare | None = None
         self._server: ServerThread | None = None
         self.is_running = False
-        self.detokenizer: BaseProcess | None = None
 
     # From Python
 
@@ -189,10 +187,6 @@ class SemiPDCoordinator:
         if self.group is not None:
             self.group.stop()
             self.group = None
-        if self.detokenizer is not None:
-            self.detokenizer.kill()
-            self.detokenizer.join()
-            self.detokenizer = None
         self.partition.stop()
         self.partition = NoPartition()
         shutil.rmtree(self.run_directory, ignore_errors=True)
@@ -236,11 +230,9 @@ class SemiPDCoordinator:
 
     def _supervise(self) -> None:
         assert self.group is not None
-        assert self.detokenizer is not None
         self.supervisor = Supervisor(
             self.group,
             self.switchboard,
-            detokenizer=self.detokenizer,
             allocation=lambda: self.rotation.current_allocation,
             patience=Patience(
                 self.config.worker_hang_timeout_s, self.config.standby_timeout_s
@@ -267,11 +259,7 @@ class SemiPDCoordinator:
         """The instance cannot go on: end all of it, with one line."""
         logger.critical("Semi-PD ends. %s", error)
         assert self.group is not None
-        for worker in self.group.workers:
-            if not worker.is_closed:
-                worker.process.kill()
-        if self.detokenizer is not None:
-            self.detokenizer.kill()
+        self.group.kill()
         self.partition.stop()
         shutil.rmtree(self.run_directory, ignore_errors=True)
         logging.shutdown()

@@ -27,6 +27,7 @@ import requests
 from free_ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+LAST_MOMENT_S = 5.0
 START_TIMEOUT_S = 600.0
 GRACE_S = 60.0
 
@@ -276,7 +277,8 @@ class Server:
             raise self.failure(f"SIGKILL did not end\n{table}")
 
     def leftovers(self) -> list[str]:
-        """What remains after the main process ended; nothing should."""
+        """What remains a moment after the main process ended; nothing should."""
+        process_table.wait_until(lambda: not self.processes(), LAST_MOMENT_S)
         left = [f"process {p.pid} {process_table.title(p)}" for p in self.processes()]
         left += [name for name in sorted(self._seen_shm) if os.path.exists(name)]
         left += [str(path) for path in self.run_directory.glob("run-*")]

@@ -133,7 +133,8 @@ class MainProcessHooks:
             method=server_args.worker_start_method,
         )
         process.start()
-        self.coordinator.detokenizer = process
+        assert self.coordinator.group is not None, "workers are launched first"
+        self.coordinator.group.detokenizer = process
         return [process], ["detokenizer"]
 
     def init_ipc_channels(

@@ -60,7 +60,6 @@ class Supervisor:
     """The only one that starts and ends workers once the server serves.
 
     Args:
-        detokenizer: the instance ends with it, as with a resident.
         allocation: the split in force.
         give_up: called when the instance cannot go on, with the reason.
     """
@@ -70,13 +69,11 @@ class Supervisor:
         group: WorkerGroup,
         switchboard: Switchboard,
         *,
-        detokenizer: BaseProcess,
         allocation: Callable[[], SMAllocation],
         patience: Patience,
         give_up: Callable[[SemiPDError], None],
     ) -> None:
         self._group, self._switchboard = group, switchboard
-        self._detokenizer = detokenizer
         self._allocation = allocation
         self._patience = patience
         self._give_up = give_up
@@ -155,9 +152,8 @@ class Supervisor:
         if self._rotation is not None and self._advance(self._rotation):
             return
         awaited = self._rotation.awaited() if self._rotation else []
-        pidfds = [worker.pidfd for worker in alive]
-        ends = [*pidfds, self._detokenizer.sentinel, *awaited]
-        woken_by = wait([self._wake_read, *ends], LOOK_S)
+        fds = [self._wake_read, *(worker.pidfd for worker in alive), *awaited]
+        woken_by = wait([*fds, self._detokenizer.sentinel], LOOK_S)
         self._woke_at = time.time()
         if self._wake_read in woken_by:
             os.read(self._wake_read, 4096)
@@ -170,13 +166,18 @@ class Supervisor:
                     why=f"exit code {_exit_code(worker)}; weights and KV went with it",
                     mend=START_AGAIN,
                 )
-        exit_code = self._detokenizer.exitcode
-        if exit_code is not None:
+        detokenizer = self._detokenizer
+        if detokenizer.exitcode is not None:
             raise SemiPDError(
-                f"detokenizer (pid {self._detokenizer.pid}) is gone",
-                why=f"exit code {exit_code}; how far it was in each answer went with it",
+                f"detokenizer (pid {detokenizer.pid}) is gone",
+                why=f"exit code {detokenizer.exitcode}; where each answer was is lost",
                 mend=START_AGAIN,
             )
+
+    @property
+    def _detokenizer(self) -> BaseProcess:
+        assert self._group.detokenizer is not None, "it was started with the others"
+        return self._group.detokenizer
 
     def _fallen(self, alive: list[Worker]) -> str:
         """Why the pair cannot go on; empty if it can."""

@@ -23,6 +23,8 @@ from sglang.semi_pd.workers import worker_process
 from sglang.semi_pd.workers.worker_spec import WorkerSpec, input_address
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
     from sglang.semi_pd.partition.sm_partition import SMPartition
     from sglang.semi_pd.sm_allocation import SMAllocation
     from sglang.srt.server_args import PortArgs, ServerArgs
@@ -49,6 +51,7 @@ class WorkerGroup:
         residents: one for each rank; they live as long as the instance.
         pair: the workers that serve.
         standby: the workers that are being made ready to take over, or None.
+        detokenizer: what SGLang puts between the workers and itself, once it runs.
     """
 
     pair: WorkerPair
@@ -67,6 +70,7 @@ class WorkerGroup:
         self._generations = 0
         self.residents: tuple[Worker, ...] = ()
         self.standby: WorkerPair | None = None
+        self.detokenizer: BaseProcess | None = None
 
     def start(self, allocation: SMAllocation) -> None:
         """Start every process; see ``wait_ready`` for when they serve."""
@@ -119,6 +123,15 @@ class WorkerGroup:
                 logger.warning("%s did not end; killing it", worker.spec.title)
                 worker.process.kill()
             worker.close()
+        if self.detokenizer is not None:
+            self.detokenizer.kill()
+            self.detokenizer.join()
+
+    def kill(self) -> None:
+        """End every process at once; does not wait until they are gone."""
+        processes = [worker.process for worker in self.workers if not worker.is_closed]
+        for process in [*processes, *filter(None, [self.detokenizer])]:
+            process.kill()
 
     def _launch(
         self,
