@@ -20,9 +20,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "test" / "semi_pd" / "serving"))
+_TESTS = Path(__file__).parents[2] / "test" / "semi_pd"
+sys.path[:0] = [str(_TESTS), str(_TESTS / "serving")]
 
-from harness import COMMON_FLAGS, Server, make_tiny_model  # noqa: E402
+from harness import COMMON_FLAGS, Server  # noqa: E402
+from tiny_models import make_tiny_model  # noqa: E402
 
 Figures = tuple[float, float]
 """Wall and processor seconds."""

@@ -10,7 +10,6 @@ second pass. ``SEMI_PD_SOAK=1`` lets tests that use ``soak_factor`` run for long
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,11 +74,10 @@ def other_tiny_model(
 
 
 def _make_model(tmp_path_factory: pytest.TempPathFactory, arch: str) -> Path:
+    from tiny_models import make_tiny_model
+
     out = tmp_path_factory.mktemp("models") / f"tiny-{arch}"
-    script = REPOSITORY / "scripts" / "make_tiny_model.py"
-    command = [sys.executable, str(script), str(out), "--arch", arch]
-    subprocess.run(command, check=True, timeout=60)
-    return out
+    return make_tiny_model(out, arch=arch)
 
 
 @pytest.fixture

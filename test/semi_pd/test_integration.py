@@ -23,8 +23,9 @@ import client  # noqa: E402
 import process_table  # noqa: E402
 import pytest  # noqa: E402
 import requests  # noqa: E402
-from harness import COMMON_FLAGS, Server, make_tiny_model  # noqa: E402
+from harness import COMMON_FLAGS, Server  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+from tiny_models import make_tiny_model  # noqa: E402
 from workload import endless, prompt  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]

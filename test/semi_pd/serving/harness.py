@@ -41,15 +41,6 @@ COMMON_FLAGS = (
 """Flags of every server that is compared with another one."""
 
 
-def make_tiny_model(out: Path, *, seed: int = 0) -> Path:
-    """The tiny Llama, written unless it is there already."""
-    if not (out / "config.json").exists():
-        script = REPOSITORY / "scripts" / "make_tiny_model.py"
-        command = [sys.executable, str(script), str(out), "--seed", str(seed)]
-        subprocess.run(command, check=True, timeout=120)
-    return out
-
-
 class ServerFailedError(AssertionError):
     """The server did not do what it had to; carries the end of its log."""
 

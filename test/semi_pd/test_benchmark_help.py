@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every benchmark starts, finds what it imports, and says what it takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmark" / "semi_pd"
+IMPORTS_SGLANG = ("decode_allocation.py",)
+
+
+def scripts() -> list[object]:
+    """Those that are run by themselves."""
+    found = []
+    for path in sorted(BENCHMARKS.glob("*.py")):
+        if '__name__ == "__main__"' in path.read_text():
+            marks = [pytest.mark.upstream] if path.name in IMPORTS_SGLANG else []
+            found.append(pytest.param(path, marks=marks, id=path.stem))
+    return found
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_help(script: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(script), "--help"],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "usage:" in result.stdout
