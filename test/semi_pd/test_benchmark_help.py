@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmark" / "semi_pd"
 IMPORTS_SGLANG = ("decode_allocation.py",)
 
 
-def scripts() -> list[object]:
+def scripts() -> list[Any]:
     """Those that are run by themselves."""
     found = []
     for path in sorted(BENCHMARKS.glob("*.py")):
