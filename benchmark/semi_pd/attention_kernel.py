@@ -4,9 +4,11 @@
 
 One decode step's attention and one product for each of 32 layers of Llama-3.1-8B's
 shape, as a CUDA graph: over memory of its own, over the same amount mapped by CUDA IPC,
-and that as the client of an MPS daemon. No server is started.
+and that as the client of an MPS daemon. No server is started. With several orders it
+also shows what it costs that a request's pages do not follow each other.
 
     python benchmark/semi_pd/attention_kernel.py --batch 1 32
+    python benchmark/semi_pd/attention_kernel.py --order ascending descending scattered
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ CONTEXT = 131072
 PAGE = 2 << 20
 """Imported memory of other sizes is read at half speed (decision 10)."""
 PLACES = ("own", "own, MPS", "mapped", "mapped, MPS")
+ORDERS = ("ascending", "descending", "interleaved", "scattered")
+"""Of a request's pages: as they are first taken; as a stack returns them; a token of
+each request in turn, as decode takes them; anywhere in the cache."""
 REPLAYS = 50
 
 
@@ -89,8 +94,24 @@ def buffers(tokens: int, handles: Path | None) -> list[Any]:
     return found
 
 
+def in_order(order: str, batch: int, length: int, tokens: int) -> Any:
+    """The pages (int32, shape (batch, length)) of requests; page 0 is nobody's."""
+    import torch
+
+    first = torch.arange(1, 1 + batch * length, dtype=torch.int32)
+    if order == "descending":
+        return first.flip(0).view(batch, length)
+    if order == "interleaved":
+        return first.view(length, batch).T
+    if order == "scattered":
+        generator = torch.Generator().manual_seed(1)
+        anywhere = 1 + torch.randperm(tokens - 1, generator=generator)
+        return anywhere[: batch * length].to(torch.int32).view(batch, length)
+    return first.view(batch, length)
+
+
 def use(options: argparse.Namespace, batch: int, handles: Path | None) -> None:
-    """Print milliseconds of a step and microseconds of its kernels."""
+    """Print milliseconds of a step and microseconds of its kernels, for each order."""
     import torch
     from sgl_kernel.flash_attn import flash_attn_with_kvcache
     from torch.profiler import ProfilerActivity, profile
@@ -107,8 +128,7 @@ def use(options: argparse.Namespace, batch: int, handles: Path | None) -> None:
     ]
     length = options.length
     pages = torch.zeros(batch, CONTEXT, dtype=torch.int32, device="cuda")
-    for row in range(batch):
-        pages[row, :length] = torch.arange(1 + row * length, 1 + (row + 1) * length)
+    pages[:, :length] = in_order(options.order[0], batch, length, options.tokens)
     query = torch.randn(batch, HEADS, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
     x = torch.randn(batch, WIDTH, dtype=torch.bfloat16, device="cuda")
     lengths = torch.full((batch,), length, dtype=torch.int32, device="cuda")
@@ -136,22 +156,25 @@ def use(options: argparse.Namespace, batch: int, handles: Path | None) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         step()
-    graph.replay()
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(REPLAYS):
-        graph.replay()
-    torch.cuda.synchronize()
-    step_ms = 1e3 * (time.perf_counter() - began) / REPLAYS
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+    for order in options.order:
+        pages[:, :length] = in_order(order, batch, length, options.tokens)
         graph.replay()
         torch.cuda.synchronize()
-    kernels = {
-        event.key[:60]: round(event.device_time_total / event.count, 2)
-        for event in seen.key_averages()
-        if event.count >= LAYERS
-    }
-    print(json.dumps({"step_ms": round(step_ms, 3), "kernels_us": kernels}))
+        began = time.perf_counter()
+        for _ in range(REPLAYS):
+            graph.replay()
+        torch.cuda.synchronize()
+        step_ms = round(1e3 * (time.perf_counter() - began) / REPLAYS, 3)
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            graph.replay()
+            torch.cuda.synchronize()
+        kernels = {
+            event.key[:60]: round(event.device_time_total / event.count, 2)
+            for event in seen.key_averages()
+            if event.count >= LAYERS
+        }
+        said = {"order": order, "step_ms": step_ms, "kernels_us": kernels}
+        print(json.dumps(said), flush=True)
 
 
 def measure(options: argparse.Namespace, directory: Path) -> None:
@@ -172,9 +195,10 @@ def measure(options: argparse.Namespace, directory: Path) -> None:
                     time.sleep(0.2)
             for batch in options.batch:
                 command = [*me, "--length", str(options.length), "--use", str(batch)]
+                command += ["--order", *options.order]
                 command += ["--handles", str(handles)] if lender else []
                 environment = os.environ | (mps if "MPS" in place else {})
-                print(f"{place}, batch {batch}: ", end="", flush=True)
+                print(f"{place}, batch {batch}:", flush=True)
                 subprocess.run(command, env=environment, check=True)
             if lender is not None:
                 lender.kill()
@@ -195,6 +219,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 128])
     parser.add_argument("--length", type=int, default=400, help="tokens of a request")
     parser.add_argument("--tokens", type=int, default=760_000, help="of the KV cache")
+    parser.add_argument(
+        "--order", nargs="+", choices=ORDERS, default=["ascending"], help="of pages"
+    )
     parser.add_argument("--lend", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--use", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--handles", type=Path, help=argparse.SUPPRESS)
