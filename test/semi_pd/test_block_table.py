@@ -26,6 +26,14 @@ def test_pages_are_taken_lowest_first_and_never_zero(prefill):
     assert sorted(rest.tolist()) == list(range(4, PAGES + 1))
 
 
+def test_pages_that_come_back_keep_their_order(prefill, decode):
+    """A request's pages follow each other, however often they were somebody's."""
+    for taker in (prefill, decode) * 2:
+        pages = taker.take_pages(20)
+        assert pages.tolist() == list(range(1, 21))
+        taker.give_pages(pages)
+
+
 def test_all_or_nothing(prefill):
     prefill.take_pages(60)
     assert prefill.take_pages(5) is None

@@ -97,7 +97,7 @@ class IdPool:
         words = self._words
         top = words[self._top]
         base = top - count
-        ids: Ids = self.stack[base:top][::-1].copy()  # lowest first
+        ids: Ids = self.stack[base:top][::-1].copy()
         self._journal.begin(TAKE, self._top, slot, base, count)
         crash_point("take.begun")
         self.owner[ids] = slot
@@ -115,7 +115,8 @@ class IdPool:
         """Free ``ids``, all owned by ``slot`` and different from each other."""
         words, count = self._words, len(ids)
         top = words[self._top]
-        self.stack[top : top + count] = ids
+        # Taken again they come in the same order: a request's pages, one after another.
+        self.stack[top : top + count] = ids[::-1]
         self._journal.begin(GIVE, self._top, slot, top, count)
         crash_point("give.begun")
         self.owner[ids] = FREE
