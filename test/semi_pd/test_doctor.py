@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 from sglang.semi_pd.doctor import hook_targets
-from sglang.semi_pd.launch import upstream_source
+from sglang.semi_pd.launch import mps_daemons, upstream_source
+from sglang.semi_pd.server import run_directory
 
 PYTHON = Path(__file__).parents[2] / "python"
 DEAD_PID = 999_999_999
@@ -212,21 +213,48 @@ def test_a_worker_that_outlived_its_server_is_named(runtime: Path) -> None:
 @contextmanager
 def daemon(program: Path, pipes: Path) -> Iterator[int]:
     """A process under the MPS daemon's name, with its pipes' directory."""
+    program.parent.mkdir(exist_ok=True)
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     environment = {"CUDA_MPS_PIPE_DIRECTORY": str(pipes)}
     process = subprocess.Popen([program, "60"], env=environment)
     try:
+        while not mps_daemons.in_directory(pipes.parent):  # the kernel is not done
+            assert process.poll() is None
         yield process.pid
     finally:
         process.kill()
         process.wait()
 
 
+@pytest.mark.parametrize(("place", "state"), [("", "note"), ("elsewhere", "failed")])
 def test_the_mps_daemon_of_a_dead_server_is_named(
-    runtime: Path, tmp_path: Path
+    runtime: Path, tmp_path: Path, place: str, state: str
 ) -> None:
-    pipes = runtime / "sglang-semi-pd" / f"run-{DEAD_PID}-1-abc" / "mps"
+    base = runtime / place / "sglang-semi-pd"
+    pipes = base / f"run-{DEAD_PID}-1-abc" / "mps"
     with daemon(tmp_path / "nvidia-cuda-mps-control", pipes) as pid:
-        checks = findings(XDG_RUNTIME_DIR=str(runtime))
-        assert checks["MPS daemons"]["state"] == "failed"
-        assert f"kill {pid}" in checks["MPS daemons"]["mend"]
+        found = findings(XDG_RUNTIME_DIR=str(runtime))["MPS daemons"]
+        assert found["state"] == state
+        assert f"pid {pid}" in found["said"]
+        mend = "the next start ends it" if state == "note" else f"kill {pid}"
+        assert mend in found["mend"]
+
+
+def test_the_next_start_ends_the_mps_daemon_of_a_dead_server(
+    runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that of a living one."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    monkeypatch.setattr(mps_daemons, "QUIT_TIMEOUT_S", 0.1)
+    program = tmp_path / "nvidia-cuda-mps-control"
+    living = run_directory.create()
+    dead = living.with_name(f"run-{DEAD_PID}-1-abc")
+    dead.mkdir()
+    with (
+        daemon(program, living / "mps") as kept,
+        daemon(program.with_name("2") / program.name, dead / "mps") as lost,
+    ):
+        run_directory.create()
+        assert not dead.exists()
+        assert [one.pid for one in mps_daemons.in_directory(living)] == [kept]
+        assert not mps_daemons.in_directory(dead), lost

@@ -18,6 +18,7 @@ from sglang.semi_pd.config import SemiPDConfig, resolve
 from sglang.semi_pd.errors import SemiPDError
 from sglang.semi_pd.metrics_aggregator import MetricsAggregator
 from sglang.semi_pd.monitoring.history import History
+from sglang.semi_pd.partition import green_needs
 from sglang.semi_pd.partition.fixed_split import SplitBeforeStart
 from sglang.semi_pd.partition.realised_share import RealisedShare
 from sglang.semi_pd.partition.sm_partition import (
@@ -134,7 +135,8 @@ class SemiPDCoordinator:
             self.config.partition_backend,
             args.device,
             self.run_directory,
-            args.base_gpu_id,
+            gpu=args.base_gpu_id,
+            green_refused=green_needs.why_not(args),
         )
         self.rotation.begin_with(
             self.partition.initial_split(

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def shell(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             os.killpg(started.pid, signal.SIGINT)
             assert answer.result() == TOKENS
         assert started.wait(60) == 0, log.read_text()[-3000:]
-        assert not process_table.in_session(started.pid)
+        left = partial(process_table.in_session, started.pid)
+        assert process_table.wait_until(lambda: not left(), 5) is not None, left()
         assert "Traceback" not in log.read_text()
     finally:
         process_table.signal_all(process_table.in_session(started.pid), signal.SIGKILL)

@@ -97,9 +97,12 @@ def _mps_daemons() -> Finding:
     ]
     if lost:
         one = lost[0]
+        said = f"the daemon of a dead server is alive: pid {one.pid}"
+        if Path(one.pipes).parents[1] == run_directory.base_directory():
+            return note("MPS daemons", said, "nothing to do: the next start ends it")
         return failed(
             "MPS daemons",
-            f"the daemon of a dead server is alive: pid {one.pid}",
+            said,
             f"echo quit | {mps_daemons.PIPE_DIRECTORY}={one.pipes} "
             f"{mps_daemons.CONTROL}, or kill {one.pid}",
         )

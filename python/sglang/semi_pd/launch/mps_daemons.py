@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MPS daemons that are not ours: CUDA programs join one without being asked."""
+"""MPS daemons that are not this server's.
+
+CUDA programs join one without being asked. And one of ours outlives a main process that
+was killed.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from sglang.semi_pd.errors import ConfigError
@@ -13,6 +21,7 @@ from sglang.semi_pd.errors import ConfigError
 CONTROL = "nvidia-cuda-mps-control"
 PIPE_DIRECTORY = "CUDA_MPS_PIPE_DIRECTORY"
 DEFAULT_PIPES = "/tmp/nvidia-mps"
+QUIT_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,41 @@ def running() -> Iterator[Daemon]:
         pipes = [one for one in environ.split(b"\0") if one.startswith(prefix)]
         path = pipes[0][len(prefix) :].decode(errors="replace") if pipes else ""
         yield Daemon(int(pid), path or DEFAULT_PIPES)
+
+
+def in_directory(directory: Path) -> list[Daemon]:
+    """The daemons whose pipes lie in the directory of an instance."""
+    return [one for one in running() if Path(one.pipes).parent == directory]
+
+
+def end_lost(directory: Path) -> None:
+    """End what a killed server's main process left: a daemon is nobody's child.
+
+    Args:
+        directory: that server's; every client has ended with it.
+    """
+    for daemon in in_directory(directory):
+        with suppress(ProcessLookupError, PermissionError):
+            pidfd = os.pidfd_open(daemon.pid)
+            try:
+                _quit(daemon.pipes)
+                if not wait([pidfd], QUIT_TIMEOUT_S):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    wait([pidfd], QUIT_TIMEOUT_S)
+            finally:
+                os.close(pidfd)
+
+
+def _quit(pipes: str) -> None:
+    with suppress(OSError, subprocess.TimeoutExpired):  # then it is killed
+        subprocess.run(
+            [CONTROL],
+            input=b"quit\n",
+            env={**os.environ, PIPE_DIRECTORY: pipes},
+            capture_output=True,
+            timeout=QUIT_TIMEOUT_S,
+            check=False,
+        )
 
 
 def require_no_stranger(environ: Mapping[str, str]) -> None:

@@ -198,7 +198,12 @@ class GreenPartition(MPSPartition):
 
 
 def start_partition(
-    backend: str, device: str, directory: Path, gpu: int = 0
+    backend: str,
+    device: str,
+    directory: Path,
+    *,
+    gpu: int = 0,
+    green_refused: str = "",
 ) -> SMPartition:
     """The partition for ``--sm-partition-backend``, ready for processes to start.
 
@@ -207,6 +212,7 @@ def start_partition(
 
     Args:
         gpu: the first GPU of the instance.
+        green_refused: why the other arguments exclude green contexts; empty if not.
 
     Raises:
         ConfigError: another MPS daemon is in the way, or what was asked for cannot
@@ -223,6 +229,13 @@ def start_partition(
         return NoPartition()
     try:
         gpu_rules.require_divisible_at(gpu, os.environ)
+        if backend == "green" and green_refused:
+            raise ConfigError(
+                "--sm-partition-backend green is refused",
+                why=green_refused,
+                mend="use --sm-partition-backend mps, or --attention-backend triton "
+                "with SGLang's own schedule and decode graphs",
+            )
         daemon = MPSDaemon(directory)
         daemon.start()
     except (ConfigError, MPSError) as error:
@@ -230,18 +243,21 @@ def start_partition(
             raise
         logger.warning("The SMs are not divided; the workers take turns. %s", error)
         return NoPartition()
-    partition = _choose(backend, daemon, gpu)
+    partition = _choose(backend, daemon, gpu, green_refused)
     logger.info("The SMs are divided by %s", partition.description)
     return partition
 
 
-def _choose(backend: str, daemon: MPSDaemon, gpu: int) -> MPSPartition:
+def _choose(
+    backend: str, daemon: MPSDaemon, gpu: int, green_refused: str
+) -> MPSPartition:
     if backend == "mps":
         return MPSPartition(daemon, gpu)
     green = GreenPartition(daemon)
     if backend == "auto":
         client = green.environment(InstanceRole.PREFILL, UNPARTITIONED)
-        why_not = green_check.why_not({**os.environ, **client}, gpu)
+        environment = {**os.environ, **client}
+        why_not = green_refused or green_check.why_not(environment, gpu)
         if why_not:
             logger.warning("Green contexts are not used: %s", why_not)
             return MPSPartition(daemon, gpu)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One private directory per running instance: its sockets, and nothing else.
+"""One private directory per running instance: its sockets and its MPS daemon's.
 
-Everything in it belongs to one main process. A directory whose main process is gone is
-swept by the next start, so a killed server leaves nothing to clean up by hand.
+Everything in it belongs to one main process. The next start sweeps a directory whose
+owner is gone, and ends the MPS daemon in it: a killed server leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.launch import mps_daemons
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import PortArgs
@@ -32,6 +33,7 @@ def create() -> Path:
     base = base_directory()
     for stale in base.glob(f"{_PREFIX}*"):
         if not owner_is_alive(stale):
+            mps_daemons.end_lost(stale)
             shutil.rmtree(stale, ignore_errors=True)
     pid = os.getpid()
     name = f"{_PREFIX}{pid}-{start_time(pid)}-"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTENTION_BACKENDS = ("FlashAttentionBackend", "TritonAttnBackend")
-"""Those that capture into buffers which all graphs of a batch size may share."""
+"""The classes of what ``green_needs`` names."""
 
 WIDEST_STEP = 0.8
 """A size is left out if it is more than this part of the next one that is kept."""
