@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,19 +179,28 @@ class SemiPDCoordinator:
         return said
 
     def end_processes(self) -> None:
-        """End every process and remove what the instance kept on disk."""
+        """End every process and remove what the instance kept on disk.
+
+        May be called at any time, more than once.
+        """
         self.is_running = False
-        self.history.stop()
+        partition, self.partition = self.partition, NoPartition()
+        supervisor, self.supervisor = self.supervisor, None
+        group, self.group = self.group, None
+        with ExitStack() as last_first:  # each, even if one before it fails
+            last_first.callback(run_directory.remove, self.run_directory)
+            last_first.callback(partition.stop)
+            if group is not None:
+                last_first.callback(group.stop)
+            last_first.callback(self.slo.stop)
+            if supervisor is not None:  # the controller may be waiting for it
+                last_first.callback(supervisor.stop)
+            last_first.callback(self.history.stop)
+
+    def end_moves(self) -> None:
+        """The server drains: a move of the split that has not happened does not."""
         if self.supervisor is not None:
-            self.supervisor.stop()  # first: the controller may be waiting for it
-            self.supervisor = None
-        self.slo.stop()
-        if self.group is not None:
-            self.group.stop()
-            self.group = None
-        self.partition.stop()
-        self.partition = NoPartition()
-        shutil.rmtree(self.run_directory, ignore_errors=True)
+            self.supervisor.end_moves()
 
     def load_snapshot_path(self, role: InstanceRole) -> str:
         """The file in which a worker tells the main process its load."""
@@ -263,7 +272,7 @@ class SemiPDCoordinator:
         assert self.group is not None
         self.group.kill()
         self.partition.stop()
-        shutil.rmtree(self.run_directory, ignore_errors=True)
+        run_directory.remove(self.run_directory)
         logging.shutdown()
         os._exit(EXIT_GAVE_UP)
 

@@ -127,11 +127,15 @@ class SLOAwareResourceController:
         """
         if self._thread is not None:
             return
-        self._stopping.clear()
+        # An event of its own: a thread whose last tick outlasted the wait for it ends.
+        self._stopping = threading.Event()
         self._state = ControlState()
         self._collector.look_at_running(now=self._clock())
         self._thread = threading.Thread(
-            target=self._run, name="semi-pd-slo-controller", daemon=True
+            target=self._run,
+            args=(self._stopping,),
+            name="semi-pd-slo-controller",
+            daemon=True,
         )
         self._thread.start()
 
@@ -189,8 +193,8 @@ class SLOAwareResourceController:
                 },
             }
 
-    def _run(self) -> None:
-        while not self._stopping.wait(self._interval_s):
+    def _run(self, stopping: threading.Event) -> None:
+        while not stopping.wait(self._interval_s):
             try:
                 self.tick()
             except Exception:  # noqa: BLE001 - one bad tick must not end control

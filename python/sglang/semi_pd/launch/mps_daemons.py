@@ -53,22 +53,17 @@ def in_directory(directory: Path) -> list[Daemon]:
     return [one for one in running() if Path(one.pipes).parent == directory]
 
 
-def end_lost(directory: Path) -> None:
-    """End what a killed server's main process left: a daemon is nobody's child.
-
-    Args:
-        directory: that server's; every client has ended with it.
-    """
-    for daemon in in_directory(directory):
-        with suppress(ProcessLookupError, PermissionError):
-            pidfd = os.pidfd_open(daemon.pid)
-            try:
-                _quit(daemon.pipes)
-                if not wait([pidfd], QUIT_TIMEOUT_S):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                    wait([pidfd], QUIT_TIMEOUT_S)
-            finally:
-                os.close(pidfd)
+def end(daemon: Daemon) -> None:
+    """End a daemon whose clients have ended: it is nobody's child."""
+    with suppress(ProcessLookupError, PermissionError):
+        pidfd = os.pidfd_open(daemon.pid)
+        try:
+            _quit(daemon.pipes)
+            if not wait([pidfd], QUIT_TIMEOUT_S):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                wait([pidfd], QUIT_TIMEOUT_S)
+        finally:
+            os.close(pidfd)
 
 
 def _quit(pipes: str) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from sglang.semi_pd.launch import start_progress
@@ -53,6 +55,20 @@ class Start:
         for stop in self._stops:
             stop()
         raise SystemExit(128 + number)
+
+
+@contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Inside, the server ends in good order; a signal would have it end half way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals do not come here
+        return
+    before = [signal.signal(number, signal.SIG_IGN) for number in SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _end_at_once(number: int, _: FrameType | None) -> None:

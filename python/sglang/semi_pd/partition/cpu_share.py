@@ -85,4 +85,7 @@ class CoreSplit:
             time.sleep(POLL_S)
 
     def _has(self, role: InstanceRole, cores: frozenset[int]) -> bool:
-        return all(os.sched_getaffinity(pid) == cores for pid in self._pids(role))
+        try:
+            return all(os.sched_getaffinity(pid) == cores for pid in self._pids(role))
+        except ProcessLookupError:  # its successor has other cores
+            return False

@@ -96,15 +96,18 @@ class MPSDaemon:
 
     def _start_control(self) -> None:
         # Not through a pipe: the daemon would keep it open and never end it.
-        done = subprocess.run(
-            [self._control, "-d"],
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=COMMAND_TIMEOUT_S,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [self._control, "-d"],
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=COMMAND_TIMEOUT_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise _error(str(error)) from error
         if done.returncode:
             raise _error(f"{CONTROL} -d ended with {done.returncode}")
 

@@ -141,7 +141,7 @@ class ProbeMeter:
         sms_of_device: Callable[[], int],
     ) -> None:
         self._paths, self._sms_of_device = paths, sms_of_device
-        self._records: dict[Path, ShareRecord] = {}
+        self._records: dict[InstanceRole, dict[Path, ShareRecord]] = {}
 
     def count(self, role: InstanceRole) -> tuple[float, float]:
         reports = [report for report in self._reports(role) if report.seconds]
@@ -168,10 +168,10 @@ class ProbeMeter:
 
     def _reports(self, role: InstanceRole) -> list[ShareReport]:
         paths = [path for path in self._paths(role) if path.exists()]
-        for path in paths:
-            if path not in self._records:
-                self._records[path] = ShareRecord(path)
-        return [self._records[path].read() for path in paths]
+        records = self._records.get(role, {})
+        known = {path: records.get(path) or ShareRecord(path) for path in paths}
+        self._records[role] = known  # those of workers that have gone are let go of
+        return [record.read() for record in known.values()]
 
 
 class CoreMeter:

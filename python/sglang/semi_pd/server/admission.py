@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 
 from sglang.semi_pd.server.readiness import Readiness
+from sglang.semi_pd.server.route_path import route_path
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -61,7 +62,7 @@ class Admission:
         self._silence = silence
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "") if scope["type"] == "http" else ""
+        path = route_path(scope)
         why = self._refusal(path)
         if why is not None:
             await _unavailable(why)(scope, receive, send)

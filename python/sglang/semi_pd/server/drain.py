@@ -12,6 +12,7 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from sglang.semi_pd.launch.starting import SIGNALS
@@ -24,6 +25,8 @@ POLL_S = 0.2
 REPORT_S = 5.0
 ABORT_TIMEOUT_S = 5.0
 """So long aborted requests may take to tell their clients."""
+LAST_ANSWERS_S = 5
+"""So long answers may take that are no requests, such as to a move of the split."""
 WHY = "this server is shutting down"
 INTERRUPTED = 130
 """Exit code of a server that did not finish what ran."""
@@ -34,15 +37,20 @@ class Drain:
 
     Lives in the main process, on its event loop.
 
+    Args:
+        on_begin: called once, when the end is asked for.
+
     Attributes:
         has_begun: whether the end was asked for.
         was_cut_short: whether requests were aborted, not finished.
     """
 
-    def __init__(self, readiness: Readiness) -> None:
+    def __init__(
+        self, readiness: Readiness, on_begin: Callable[[], None] = lambda: None
+    ) -> None:
         self.has_begun = False
         self.was_cut_short = False
-        self._readiness = readiness
+        self._readiness, self._on_begin = readiness, on_begin
         self._manager: Any = None
         self._server: Any = None
 
@@ -101,6 +109,7 @@ class Drain:
         self._manager = manager
         self._readiness.close(Cause.DRAINING, WHY)
         manager.gracefully_exit = True
+        self._on_begin()
         logger.warning(
             "Draining: %d requests run, new ones get 503; once more (Ctrl-C or "
             "SIGTERM) aborts them",
@@ -124,6 +133,8 @@ class Drain:
         if self._server is None:
             signal.raise_signal(signal.SIGINT)
             return
+        # No request is left; who still asks something else is not waited for.
+        self._server.config.timeout_graceful_shutdown = LAST_ANSWERS_S
         for number in SIGNALS:
             self._manager.event_loop.remove_signal_handler(number)
             signal.signal(number, self._server.handle_exit)

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from sglang.semi_pd.monitoring.dashboard_page import DashboardPage
 from sglang.semi_pd.server.reallocate_route import Reallocation
+from sglang.semi_pd.server.route_path import route_path
 from sglang.semi_pd.server.slo_route import ControllerChange
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -53,11 +54,12 @@ class RefuseUnsupported:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        why = REFUSED.get(scope.get("path", "")) if scope["type"] == "http" else None
+        path = route_path(scope)
+        why = REFUSED.get(path)
         if why is None:
             await self._app(scope, receive, send)
             return
-        message = f"{scope['path']} is not supported with Semi-PD: {why}"
+        message = f"{path} is not supported with Semi-PD: {why}"
         await JSONResponse({"error": {"message": message}}, 400)(scope, receive, send)
 
 
@@ -71,7 +73,7 @@ class PageBeforeKeys:
         self._app, self._page = app, page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_page = scope["type"] == "http" and scope["path"] == PAGE
+        is_page = route_path(scope) == PAGE
         if is_page and scope["method"] in ("GET", "HEAD"):
             await self._page(scope, receive, send)
         else:

@@ -76,11 +76,12 @@ class HTTPServerHooks:
         try:
             original(*args, **options)
         finally:
-            start_progress.end()
-            self._stop_watchdog()
-            self._coordinator.end_processes()
-            self._on_end()
-            logger.info("Semi-PD has ended; every process is gone")
+            with starting.signals_ignored():
+                start_progress.end()
+                self._stop_watchdog()
+                self._coordinator.end_processes()
+                self._on_end()
+                logger.info("Semi-PD has ended; every process is gone")
         if self._drain.was_cut_short:
             raise SystemExit(INTERRUPTED)
 

@@ -64,9 +64,9 @@ def _recovery(supervisor: Supervisor | None) -> dict[str, Any]:
     if supervisor is None:
         return {"is_recovering": False, "worker_deaths": 0}
     return {
-        "is_recovering": supervisor.is_recovering,
-        "worker_deaths": supervisor.deaths,
-        "last_death": supervisor.last_death,
-        "last_death_at": supervisor.last_death_at,
-        "last_recovery_s": supervisor.last_recovery_s,
+        "is_recovering": supervisor.recovery.is_under_way,
+        "worker_deaths": supervisor.recovery.deaths,
+        "last_death": supervisor.recovery.last_death,
+        "last_death_at": supervisor.recovery.last_death_at,
+        "last_recovery_s": supervisor.recovery.last_took_s,
     }

@@ -7,11 +7,14 @@ and decode in its place. Without a Semi-PD flag every hook calls the original.
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Callable
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from fastapi import HTTPException
 from sglang.semi_pd.launch import start_progress, starting
 from sglang.semi_pd.launch.refusal import exit_without_traceback
 from sglang.semi_pd.server import fork_server, run_directory
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 Original = Callable[..., Any]
 
+NO_RETRACT = "mode retract is not supported with Semi-PD: use in_place or abort"
+_ASK = "sglang.srt.managers.communicator.FanOutCommunicator.__call__"
 _ENGINE = "sglang.srt.entrypoints.engine.Engine"
 _LOAD_PATH = "sglang.srt.managers.load_snapshot.shm_path_for"
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
@@ -54,6 +59,8 @@ class MainProcessHooks:
             f"{_MANAGER}.get_internal_state": self.internal_state,
             f"{_MANAGER}.auto_create_handle_loop": self.listen,
             f"{_MANAGER}.sigterm_watchdog": self.drain,
+            f"{_MANAGER}.pause_generation": self.pause,
+            _ASK: self.ask,
         }
 
     def launch_schedulers(
@@ -89,6 +96,7 @@ class MainProcessHooks:
         self._extend_http_server(coordinator)
         start_progress.enter("starting resident, prefill and decode")
         starting.on_end(coordinator.end_processes)
+        atexit.register(coordinator.end_processes)  # if SGLang's own start fails
         failing = partial(
             exit_without_traceback,
             end=coordinator.end_processes,
@@ -135,7 +143,7 @@ class MainProcessHooks:
         process.start()
         assert self.coordinator.group is not None, "workers are launched first"
         self.coordinator.group.detokenizer = process
-        return [process], ["detokenizer"]
+        return [], []  # as with workers: the supervisor watches it
 
     def init_ipc_channels(
         self, original: Original, manager: Any, port_args: PortArgs
@@ -220,6 +228,19 @@ class MainProcessHooks:
             self.coordinator.slo.clients.aborted(abort.rid)
             self.coordinator.switchboard.router.ledger.forget([abort.rid])
 
+    async def ask(self, original: Original, communicator: Any, question: Any) -> Any:
+        """A control message that the answering worker may not live to answer."""
+        if self.coordinator is None:
+            return await original(communicator, question)
+        with self.coordinator.switchboard.router.questions.until_answered(question):
+            return await original(communicator, question)
+
+    async def pause(self, original: Original, manager: Any, pause: Any) -> None:
+        """Refuse what would have requests come from a prefill server once more."""
+        if self.coordinator is not None and pause.mode == "retract":
+            raise HTTPException(HTTPStatus.BAD_REQUEST, NO_RETRACT)
+        await original(manager, pause)
+
     async def internal_state(self, original: Original, manager: Any) -> Any:
         """From outside an instance is one server, not half of a disaggregated pair."""
         states = await original(manager)
@@ -250,7 +271,7 @@ class MainProcessHooks:
         from sglang.semi_pd.server.http_server import HTTPServerHooks
 
         assert self._loads is not None, "made by launch_schedulers"
-        self._drain = Drain(coordinator.readiness)
+        self._drain = Drain(coordinator.readiness, coordinator.end_moves)
         HTTPServerHooks(coordinator, self._drain, on_end=self._forget).install(
             silence=self._loads.silence
         )

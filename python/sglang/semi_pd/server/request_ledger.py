@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.workers.messages import Resume
+from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.io_struct import (
     AbortReq,
     BatchTokenizedGenerateReqInput,
@@ -53,14 +54,17 @@ class RequestLedger:
 
     def note(self, message: Any) -> bool:
         """Remember the requests in a message, or that they are aborted; False if it is
-        about none."""
+        about none. A health check is none: who asks gives it up by itself."""
         if isinstance(message, AbortReq):
             self._note_abort(message)
             return True
         requests = [message]
         if isinstance(message, BatchTokenizedGenerateReqInput):
             requests = list(message)
-        if not isinstance(requests[0], TokenizedGenerateReqInput):
+        first = requests[0]
+        if not isinstance(first, TokenizedGenerateReqInput) or first.rid.startswith(
+            HEALTH_CHECK_RID_PREFIX
+        ):
             return False
         self._requests.update((r.rid, _InFlight(r)) for r in requests)
         return True
@@ -70,13 +74,26 @@ class RequestLedger:
             if rid in self._requests:
                 self._requests[rid].is_aborted = True
 
-    def aborts(self) -> list[AbortReq]:
-        """What to say again to a new pair, for the old one may not have heard it: these
-        have not ended, and their ids have not been used again."""
+    def aborted(self) -> list[AbortReq]:
+        """Those that were aborted and have not ended; their ids have not been used
+        again."""
         return [
             AbortReq(rid=rid)
             for rid, entry in self._requests.items()
             if entry.is_aborted
+        ]
+
+    def aborts_to_repeat(self) -> list[AbortReq]:
+        """What to say again, for a worker may have gone before it heard it.
+
+        SGLang aborts all ids that begin like the one it is told: where another's does,
+        it is not said.
+        """
+        others = [rid for rid, one in self._requests.items() if not one.is_aborted]
+        return [
+            abort
+            for abort in self.aborted()
+            if not any(rid.startswith(abort.rid) for rid in others)
         ]
 
     def forget(self, rids: Iterable[str]) -> None:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import zmq
 import zmq.asyncio
 from sglang.semi_pd.server import rehearsal
+from sglang.semi_pd.server.open_questions import OpenQuestions
 from sglang.semi_pd.server.request_ledger import RequestLedger
 from sglang.semi_pd.utils import InstanceRole
-from sglang.semi_pd.workers.messages import Introduce, Leave, Recover
+from sglang.semi_pd.workers.messages import HasLeft, Introduce, Leave, Recover
 from sglang.semi_pd.workers.worker_spec import input_address
 from sglang.srt.managers.io_struct import (
     AbortReq,
@@ -38,12 +39,14 @@ from sglang.srt.utils.network import get_zmq_socket
 if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
+_LASTING = (ConfigureLoggingReq, PauseGenerationReqInput, SlowDownReqInput)
+"""What changes the state of a worker, and so of those that come after it."""
+
 _FOR_BOTH = (
     AbortReq,
     ConfigureLoggingReq,
     ContinueGenerationReqInput,
     FreezeGCReq,
-    GetInternalStateReq,
     PauseGenerationReqInput,
     ProfileReq,
     SetInternalStateReq,
@@ -83,6 +86,9 @@ class RequestRouter:
         self._leaving: _PairSockets | None = None
         self._held: list[Any] | None = None
         self.ledger = RequestLedger(manager)
+        self.questions = OpenQuestions()
+        self._put_to_leaving: list[Any] = []
+        self._lasting: dict[type, Any] = {}
 
     def send_to(self, role: InstanceRole, message: Any) -> None:
         """Send to the worker of one role."""
@@ -118,21 +124,31 @@ class RequestRouter:
 
     def switch_to(self, generation: int) -> None:
         """From now on another pair gets what arrives; the old one is told to leave."""
+        self._put_to_leaving = self.questions.unanswered()
         self._leaving = old = self._pair
         self._use(generation)
         for socket in (old.prefill, old.decode):
             sock_send(socket, Leave(generation))
 
+    def tell_successor(self, left: HasLeft) -> None:
+        """The new decode worker waits for what the old one sent to be with clients."""
+        if self._leaving is not None and left.role is InstanceRole.DECODE:
+            sock_send(self._pair.decode, left)
+
     def begin_again(self, unfinished: list[str]) -> None:
         """These could not be handed over by a worker that has left."""
         for message in self.ledger.resumptions(unfinished):
             sock_send(self._pair.prefill, message)
-        for abort in self.ledger.aborts():
+        for abort in self.ledger.aborts_to_repeat():
             self.send(abort)
 
     def finish_switch(self) -> None:
-        """The old pair has left."""
+        """The old pair has left; what it has not answered yet it will not."""
         self._close_leaving()
+        put, self._put_to_leaving = self._put_to_leaving, []
+        for question in self.questions.unanswered():
+            if any(question is one for one in put):
+                self.send(question)
 
     # Nobody serves
 
@@ -153,18 +169,23 @@ class RequestRouter:
         for other in list(self._prepared):  # of a rotation that the death ended
             self.discard(other)
         held, self._held = self._held or [], None
-        for abort in self.ledger.give_up_hopeless():
+        held = [*self.questions.unanswered(), *held]
+        # An aborted one ends here: told to workers, its id may begin that of another.
+        for abort in (*self.ledger.give_up_hopeless(), *self.ledger.aborted()):
             self._manager._handle_abort_req(abort)
         running = self.ledger.resumptions()
         sock_send(self._pair.prefill, Recover(gone, running))
         for message in running:
             sock_send(self._pair.prefill, message)
-        for message in [*held, *self.ledger.aborts()]:
+        for message in held:
             self.send(message)
 
     def _use(self, generation: int) -> None:
         self._pair = self._prepared.pop(generation)
         self._manager.send_to_scheduler = self._pair.prefill
+        for message in self._lasting.values():
+            for socket in (self._pair.prefill, self._pair.decode):
+                sock_send(socket, message)
 
     def _close_leaving(self) -> None:
         if self._leaving is not None:
@@ -185,6 +206,11 @@ class RequestRouter:
             if not is_noted:
                 self._held.append(message)
             return []
+        self.questions.note_sent(message)
+        if isinstance(message, _LASTING):
+            self._lasting[type(message)] = message
+        elif isinstance(message, ContinueGenerationReqInput):
+            self._lasting.pop(PauseGenerationReqInput, None)
         if isinstance(message, GetInternalStateReq):
             return [self._pair.decode]
         targets = [self._pair.prefill]

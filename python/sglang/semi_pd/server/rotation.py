@@ -76,7 +76,11 @@ class Rotation:
     def begin(self) -> None:
         """Start the standbys."""
         group = self._group
-        standby = group.launch_pair(self._allocation, is_standby=True)
+        try:
+            standby = group.launch_pair(self._allocation, is_standby=True)
+        except SemiPDError as error:
+            self._refuse(error)
+            return
         group.standby = standby
         self._switchboard.prepare(standby.generation)
         self._not_ready = list(standby.workers)
@@ -108,6 +112,10 @@ class Rotation:
                 self._await_standbys()
         except SemiPDError as error:
             self._fail(error)
+
+    def end(self, why: str) -> None:
+        """Before the switch: there will be none."""
+        self._fail(RotationError(f"{self._allocation} is not in force", why=why))
 
     def abandon(self, why: str) -> None:
         """It ends where it is; the split stays what it was."""
@@ -203,6 +211,10 @@ class Rotation:
         self._switchboard.discard(standby.generation)
         gone = Recover(frozenset([standby.generation]), [])
         self._switchboard.send(InstanceRole.PREFILL, gone)
+        self._refuse(error)
+
+    def _refuse(self, error: SemiPDError) -> None:
+        """Tell who asked."""
         self.is_over = True
         if not isinstance(error, RotationError):
             error = RotationError(

@@ -31,13 +31,20 @@ def create() -> Path:
         ConfigError: the place for it belongs to somebody else, or is open to others.
     """
     base = base_directory()
-    for stale in base.glob(f"{_PREFIX}*"):
-        if not owner_is_alive(stale):
-            mps_daemons.end_lost(stale)
-            shutil.rmtree(stale, ignore_errors=True)
+    places = {Path(daemon.pipes).parent for daemon in mps_daemons.running()}
+    for place in {*base.glob(f"{_PREFIX}*"), *places}:
+        if place.parent == base and not owner_is_alive(place):
+            remove(place)
     pid = os.getpid()
     name = f"{_PREFIX}{pid}-{start_time(pid)}-"
     return Path(tempfile.mkdtemp(prefix=name, dir=base))
+
+
+def remove(directory: Path) -> None:
+    """Remove what nobody uses any more; first end its MPS daemon, if one is left."""
+    for daemon in mps_daemons.in_directory(directory):
+        mps_daemons.end(daemon)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def base_directory() -> Path:

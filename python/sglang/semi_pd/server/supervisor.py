@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 from sglang.semi_pd.errors import RotationError, SemiPDError, WorkerStartError
 from sglang.semi_pd.server.pulse import Pulse
+from sglang.semi_pd.server.recovery import Recovery
 from sglang.semi_pd.server.rotation import Rotation
-from sglang.semi_pd.server.worker import Worker, wait_ready
+from sglang.semi_pd.server.worker import Worker
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -37,8 +38,6 @@ logger = logging.getLogger(__name__)
 LOOK_S = 0.5
 """How often heartbeats are read; deaths are noticed at once."""
 
-START_TIMEOUT_S = 300.0
-ATTEMPTS = 3
 ENDING = "the server ends"
 START_AGAIN = "start the server again"
 
@@ -59,6 +58,9 @@ class Patience:
 class Supervisor:
     """The only one that starts and ends workers once the server serves.
 
+    Attributes:
+        recovery: what became of the deaths so far.
+
     Args:
         allocation: the split in force.
         give_up: called when the instance cannot go on, with the reason.
@@ -74,7 +76,6 @@ class Supervisor:
         give_up: Callable[[SemiPDError], None],
     ) -> None:
         self._group, self._switchboard = group, switchboard
-        self._allocation = allocation
         self._patience = patience
         self._give_up = give_up
         self._asked: queue.Queue[tuple[SMAllocation, Future[Rotation]]] = queue.Queue()
@@ -82,17 +83,14 @@ class Supervisor:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._is_ending = False
+        self._takes_moves = True
         self._thread = threading.Thread(
             target=self._run, name="semi-pd-supervisor", daemon=True
         )
         self._rotation: Rotation | None = None
         self._pulse = Pulse(())
-        self.deaths = 0
-        self.is_recovering = False
-        self.last_death = ""
-        self.last_death_at: float | None = None
         self._woke_at = time.time()
-        self.last_recovery_s: float | None = None
+        self.recovery = Recovery(group, switchboard, allocation)
 
     def start(self) -> None:
         """Begin to watch; every process of the pair is ready."""
@@ -103,19 +101,25 @@ class Supervisor:
         """Watch no more: from here on, the end of a process is no accident."""
         self._is_ending = True
         self._wake()
-        if self._thread.ident is not None:
-            self._thread.join()
+        while self._thread.is_alive():
+            self.recovery.cut_short()
+            self._thread.join(LOOK_S)
         if self._rotation is not None:
             self._rotation.abandon(ENDING)
-        while not self._asked.empty():
-            _, done = self._asked.get()
-            done.set_exception(RotationError("The split does not move", why=ENDING))
+        self._refuse_asked()
+
+    def end_moves(self) -> None:
+        """Begin no rotation any more, and end one that has not come to its switch."""
+        self._takes_moves = False
+        self._wake()
 
     def rotate(self, allocation: SMAllocation) -> Future[Rotation]:
         """Bring a new pair with this split into service."""
         done: Future[Rotation] = Future()
         self._asked.put((allocation, done))
         self._wake()
+        if not self._thread.is_alive():
+            self._refuse_asked()
         return done
 
     def hear(self, message: SwitchNews) -> None:
@@ -141,12 +145,14 @@ class Supervisor:
     def _look(self) -> None:
         """Sleep until something happens, and deal with it."""
         # One look decides both what is dealt with and what is slept on.
-        alive = [worker for worker in self._group.workers if not worker.has_ended]
+        alive = self._alive()
         self._require_what_stays(alive)
         fallen = self._fallen(alive)
         if fallen:
             self._recover(fallen)
             return
+        if not self._takes_moves:
+            self._refuse_asked()
         if self._rotation is None and not self._asked.empty():
             self._begin(*self._asked.get())
         if self._rotation is not None and self._advance(self._rotation):
@@ -157,6 +163,9 @@ class Supervisor:
         self._woke_at = time.time()
         if self._wake_read in woken_by:
             os.read(self._wake_read, 4096)
+
+    def _alive(self) -> list[Worker]:
+        return [worker for worker in self._group.workers if not worker.has_ended]
 
     def _require_what_stays(self, alive: list[Worker]) -> None:
         for worker in self._group.residents:
@@ -199,6 +208,11 @@ class Supervisor:
 
     # A rotation
 
+    def _refuse_asked(self) -> None:
+        while not self._asked.empty():
+            _, done = self._asked.get()
+            done.set_exception(RotationError("The split does not move", why=ENDING))
+
     def _begin(self, allocation: SMAllocation, done: Future[Rotation]) -> None:
         self._rotation = Rotation(
             allocation,
@@ -213,7 +227,10 @@ class Supervisor:
         """Whether there is more to do at once."""
         while not self._news.empty():
             rotation.note(self._news.get())
-        rotation.advance()
+        if not (self._takes_moves or rotation.is_switching or rotation.is_over):
+            rotation.end(ENDING)
+        if not rotation.is_over:
+            rotation.advance()
         if rotation.must_recover:
             self._recover(rotation.must_recover)
             return True
@@ -227,43 +244,19 @@ class Supervisor:
 
     def _recover(self, why: str) -> None:
         """Replace the pair; every request goes on from what its client has."""
-        began = time.monotonic()
-        group, switchboard = self._group, self._switchboard
-        self.is_recovering = True
-        self.deaths += 1
-        self.last_death, self.last_death_at = why, self._woke_at
-        logger.error("%s. Replacing both workers; requests go on after it", why)
-        switchboard.hold()
-        fallen = [group.pair, *filter(None, [group.standby])]
-        for pair in fallen:
-            pair.kill()
-        group.standby = None
-        if self._rotation is not None:
-            self._rotation.abandon(why)
-            self._rotation = None
-        group.partition.recover()
-        for attempt in range(1, ATTEMPTS + 1):
-            group.pair = group.launch_pair(self._allocation())
-            switchboard.prepare(group.pair.generation)
-            if attempt == 1:
-                switchboard.drain(frozenset().union(*(pair.pids for pair in fallen)))
-            try:
-                wait_ready(group.pair.workers, START_TIMEOUT_S)
-                group.partition.verify([w.pid for w in group.pair.workers])
-                break
-            except SemiPDError as error:
-                if attempt == ATTEMPTS:
-                    raise
-                logger.error("The new workers did not start: %s", error)
-                fallen.append(group.pair)
-                group.pair.kill()
-                switchboard.discard(group.pair.generation)
-        gone = frozenset(pair.generation for pair in fallen)
-        switchboard.release_to(group.pair.generation, gone)
+        rotation, self._rotation = self._rotation, None
+        self.recovery.begin(why, self._woke_at)
+        if rotation is not None:
+            rotation.abandon(why)
+        try:
+            self.recovery.replace_pair()
+        except TimeoutError:
+            # The detokenizer tells what clients have: it may be what died.
+            self._require_what_stays(
+                [w for w in self._group.workers if not w.has_ended]
+            )
+            raise
         self._watch_pair()
-        self.is_recovering = False
-        self.last_recovery_s = time.monotonic() - began
-        logger.info("Serving again after %.1f s", self.last_recovery_s)
 
     def _watch_pair(self) -> None:
         self._pulse.close()

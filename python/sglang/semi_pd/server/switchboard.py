@@ -87,7 +87,7 @@ class Switchboard:
         """Take what workers tell us, once SGLang has its dispatcher."""
         self._manager._result_dispatcher += TypeBasedDispatcher(
             [
-                (HasLeft, self._heard),
+                (HasLeft, self._note_left),
                 (IsIntroduced, self._heard),
                 (OutputsDrained, self._note_drained),
             ]
@@ -166,6 +166,10 @@ class Switchboard:
             self._rehearsing.cancel()
             self._rehearsing = None
         function(*arguments)
+
+    def _note_left(self, message: HasLeft) -> None:
+        self.router.tell_successor(message)
+        self._heard(message)
 
     async def _drain(self, pids: frozenset[int]) -> None:
         if self._senders is not None:

@@ -80,6 +80,8 @@ class Worker:
         self.ready.close()
         pidfd, self.pidfd = self.pidfd, -1
         os.close(pidfd)
+        for path in (self.spec.heartbeat_path, self.spec.share_path):
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.config import SemiPDConfig, for_role
+from sglang.semi_pd.errors import ConfigError, WorkerStartError
 from sglang.semi_pd.launch import ports
 from sglang.semi_pd.server import fork_server
 from sglang.semi_pd.server.worker import Worker, WorkerPair, wait_ready
+from sglang.semi_pd.sm_allocation import UNPARTITIONED
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers import worker_process
 from sglang.semi_pd.workers.worker_spec import WorkerSpec, input_address
@@ -54,8 +56,6 @@ class WorkerGroup:
         detokenizer: what SGLang puts between the workers and itself, once it runs.
     """
 
-    pair: WorkerPair
-
     def __init__(
         self,
         server_args: ServerArgs,
@@ -69,6 +69,7 @@ class WorkerGroup:
         self.partition = partition
         self._generations = 0
         self.residents: tuple[Worker, ...] = ()
+        self.pair = WorkerPair(0, UNPARTITIONED, ())
         self.standby: WorkerPair | None = None
         self.detokenizer: BaseProcess | None = None
 
@@ -80,16 +81,26 @@ class WorkerGroup:
     def launch_pair(
         self, allocation: SMAllocation, *, is_standby: bool = False
     ) -> WorkerPair:
-        """Start the workers of the next generation."""
+        """Start the workers of the next generation.
+
+        Raises:
+            WorkerStartError: the host does not let one start; none is left then.
+        """
         self._generations += 1
         generation = self._generations
-        workers = [
-            worker
-            for role in PAIR
-            for worker in self._launch(
-                role, allocation, generation, is_standby=is_standby
-            )
-        ]
+        workers: list[Worker] = []
+        try:
+            for role in PAIR:
+                workers += self._launch(
+                    role, allocation, generation, is_standby=is_standby
+                )
+        except (OSError, ConfigError) as error:
+            WorkerPair(generation, allocation, tuple(workers)).kill()
+            raise WorkerStartError(
+                "A worker cannot be started",
+                why=str(error),
+                mend="see the limits of processes, open files and ports of this host",
+            ) from error
         return WorkerPair(generation, allocation, tuple(workers))
 
     def wait_ready(self) -> dict[InstanceRole, dict[str, Any]]:

@@ -8,7 +8,10 @@ grammar. What penalties have counted belongs to a batch: see ``penalties``.
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING
+
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -46,7 +49,16 @@ def pad_logprobs(req: Req) -> None:
 
 
 def accept_by_grammar(req: Req, tokens: list[int]) -> None:
-    """Bring a request's grammar to where it stood after ``tokens``."""
-    if req.grammar is not None:
+    """Bring a request's grammar to where it stood after ``tokens``.
+
+    By ``current_token`` SGLang knows that a grammar has the newest one; not every
+    backend sets it. A token that the grammar refuses ends the request, as in SGLang.
+    """
+    if req.grammar is None or not tokens:
+        return
+    try:
         for token in tokens:
             req.grammar.accept_token(token)
+    except ValueError as error:
+        req.to_finish = FINISH_ABORT(str(error), HTTPStatus.INTERNAL_SERVER_ERROR)
+    req.grammar.current_token = tokens[-1]

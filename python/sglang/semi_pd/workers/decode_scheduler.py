@@ -150,6 +150,7 @@ class DecodeScheduler(DecodeSuccession):
         logger.info("Handovers took, P50 / P99 in ms: %s", self.handover_times)
 
     def abort_request(self, recv_req: AbortReq) -> None:
+        self.note_early(recv_req)
         # Upstream does not know the queue of those that wait for retracted ones.
         queue = self.disagg_decode_prealloc_queue
         meant = [
@@ -206,8 +207,9 @@ class DecodeScheduler(DecodeSuccession):
         return super().get_next_disagg_decode_batch_to_run(running_batch)
 
     def on_idle(self) -> None:
-        # A batch that waits for memory is no reason to give back what there is.
-        if self.running_batch.is_empty():
+        # What waits for memory is no reason to give back what there is.
+        waits = self.disagg_decode_prealloc_queue.retracted_queue
+        if self.running_batch.is_empty() and not waits:
             super().on_idle()
 
     def return_unused(self) -> None:

@@ -16,6 +16,7 @@ from sglang.semi_pd.workers.handover import find_row, flush, handover_of, socket
 from sglang.semi_pd.workers.introduction import Acquaintances, Introductions
 from sglang.semi_pd.workers.messages import (
     Handover,
+    HasLeft,
     Introduce,
     Introduced,
     IsIntroduced,
@@ -48,6 +49,8 @@ class DecodeSuccession(EarlyAdoption):
         self._introductions: Introductions | None = None
         self._prefill_has_left = False
         self.is_standby = self.spec.is_standby
+        self._predecessor_sends = True
+        self._early_aborts: list[AbortReq] = []
 
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
@@ -58,6 +61,7 @@ class DecodeSuccession(EarlyAdoption):
                 (Introduced, self.meet),
                 (PassedOn, self.take_over),
                 (LastHandover, self._has_last_handover),
+                (HasLeft, self._predecessor_has_left),
             ]
         )
 
@@ -139,8 +143,14 @@ class DecodeSuccession(EarlyAdoption):
             self.ipc_channels.send_to_detokenizer.send_output(known)
 
     def take_over(self, message: PassedOn) -> None:
-        """Adopt all that the predecessor ran."""
+        """Adopt all that the predecessor ran.
+
+        What they say waits until the predecessor's last words have passed the
+        detokenizer: they come on another pipe.
+        """
         self.is_standby = False
+        if self._predecessor_sends:
+            self.output_streamer.hold()
         table = self.memory.table
         slot = self.memory.manifest.slot
         self._rows = {found.label: found.row for found in table.labelled_rows(slot)}
@@ -153,6 +163,18 @@ class DecodeSuccession(EarlyAdoption):
             if req is not None:
                 self.disagg_decode_prealloc_queue.add(req)
         self._acquaintances.forget()
+        early, self._early_aborts = self._early_aborts, []
+        for abort in early:
+            self.abort_request(abort)
+
+    def note_early(self, abort: AbortReq) -> None:
+        """It may be for a request that the predecessor passes on: heard again then."""
+        if self.is_standby:
+            self._early_aborts.append(abort)
+
+    def _predecessor_has_left(self, _: HasLeft) -> None:
+        self._predecessor_sends = False
+        self.output_streamer.let_go()
 
 
 def _passed_on(req: Req) -> Handover:

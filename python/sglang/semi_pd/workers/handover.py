@@ -61,6 +61,10 @@ class HandoverSender:
 
     Args:
         to_generation: of the decode worker that receives.
+        first: number of the first loan; each is of its lender's only once.
+
+    Attributes:
+        sent: number of the next loan.
     """
 
     def __init__(
@@ -69,13 +73,14 @@ class HandoverSender:
         to_generation: int,
         rows: SharedReqToTokenPool,
         table: BlockTable,
+        first: int = 0,
     ) -> None:
         address = handover_address(spec.run_directory, to_generation)
         self._socket = socket_of(address) if spec.tp_rank == 0 else None
         self._generation, self._to_generation = spec.generation, to_generation
         self._rows, self._table = rows, table
         self._to_slot: int | None = None
-        self._sent = 0
+        self.sent = first
         device = torch.get_device_module(rows.device)
         self._copies = device.StreamContext(device.Stream())
 
@@ -87,8 +92,8 @@ class HandoverSender:
             is_rewritten: whether this thread's stream still writes to its row. That is
                 waited for, and with it the forward which that stream waits for.
         """
-        loan = Loan(self._sent, self._generation, shared_tokens)
-        self._sent += 1
+        loan = Loan(self.sent, self._generation, shared_tokens)
+        self.sent += 1
         to_slot = self._receiver()
         committed = req.kv_committed_len
         row = self._rows.req_to_token[req.req_pool_idx, :committed]
@@ -189,7 +194,7 @@ def adopt(req: Req, handover: Handover, row: int) -> None:
     req.kv_committed_len = committed
     req.semi_pd_request = handover.request
     continue_from(req, handover.output_ids, sent_tokens=handover.sent_tokens)
-    accept_by_grammar(req, handover.output_ids[:-1])  # upstream adds the newest
+    accept_by_grammar(req, handover.output_ids)
     req.full_untruncated_fill_ids = req.origin_input_ids + req.output_ids
     req.prefix_indices = torch.empty((0,), dtype=torch.int64)
     req.set_extend_range(0, committed)

@@ -26,9 +26,24 @@ class NewsStreamer(SchedulerOutputStreamer):
         parts = {name: getattr(streamer, name) for name in fields}
         return cls(**{**parts, "disaggregation_mode": DisaggregationMode.NULL})
 
+    _ended_meanwhile: list[Req] | None = None
+
+    def hold(self) -> None:
+        """Keep what comes: what a predecessor sent may not have arrived yet."""
+        self._ended_meanwhile = []
+
+    def let_go(self) -> None:
+        """All of the predecessor's is there; what still runs says more by itself."""
+        ended, self._ended_meanwhile = self._ended_meanwhile, None
+        if ended:
+            self.stream_output(ended, any(req.return_logprob for req in ended))
+
     def stream_output(
         self, reqs: list[Req], return_logprob: Any, skip_req: Req | None = None
     ) -> None:
+        if self._ended_meanwhile is not None:
+            self._ended_meanwhile += [req for req in reqs if req.finished()]
+            return
         news = [
             r for r in reqs if r.finished() or len(r.output_ids) > r.send_token_offset
         ]

@@ -102,5 +102,7 @@ class PrefillRoom:
         return max(0, self._pages_of(unfinished) - self._allocator.leased_pages)
 
     def _pages_of(self, prompt: Req) -> int:
-        """Pages for a prompt: the last one may be begun only, and one is slack."""
-        return len(prompt.origin_input_ids) // self._allocator.page_size + 2
+        """Pages for a prompt, and for the tokens of one that is resumed: the last page
+        may be begun only, and one is slack."""
+        tokens = len(prompt.origin_input_ids) + len(prompt.output_ids)
+        return tokens // self._allocator.page_size + 2

@@ -213,7 +213,7 @@ class PrefillScheduler(PrefillSuccession):
     def flush_cache(self, empty_cache: bool = True) -> bool:  # noqa: FBT001
         # Idle means both workers: a request that decode runs still has its row.
         self.return_unused()
-        if any(self.memory.table.usage().rows_by_slot.values()):
+        if self._lender.loans or any(self.memory.table.usage().rows_by_slot.values()):
             logger.warning("Cache not flushed: requests are still being decoded")
             return False
         if self._lender.lends and self.is_fully_idle():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from sglang.semi_pd.workers.arrivals import Arrivals
 from sglang.semi_pd.workers.early_conclusion import EarlyConclusion
 from sglang.semi_pd.workers.handover import HandoverSender
@@ -81,7 +82,7 @@ class PrefillSuccession(EarlyConclusion):
         """Hand finished prompts to the next decode worker; the others begin again."""
         spec, table, rows = self.spec, self.memory.table, self.req_to_token_pool
         left = self._handovers
-        self._handovers = HandoverSender(spec, successor, rows, table)
+        self._handovers = HandoverSender(spec, successor, rows, table, left.sent)
         self.process_disagg_prefill_inflight_queue()
         left.conclude()
         self._handovers.close()
@@ -91,7 +92,10 @@ class PrefillSuccession(EarlyConclusion):
             release_kv_cache(self.chunked_req, self.tree_cache)
             self.waiting_queue.append(self.chunked_req)
         unfinished = [req.rid for req in self.waiting_queue]
+        # What was freed just now is copied to the host by the device.
+        torch.get_device_module(self.device).synchronize()
         self.return_unused()
+        assert self.token_to_kv_pool_allocator.held_pages() is not None, "all is given"
         bequeath(spec, successor, self.tree_cache, table, self._lender.still_lent())
         return [*unfinished, *self._arrivals.rids]
 

@@ -18,7 +18,7 @@ from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers.messages import MakeRoom
 
 if TYPE_CHECKING:
-    from sglang.semi_pd.memory.block_table import BlockTable
+    from sglang.semi_pd.memory.block_table import Answer, BlockTable
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class RoomRequest:
     ) -> None:
         self._generation = generation
         self._table, self._send, self._agree = table, send, agree
-        self._sequence = 0
+        self._sequence = self._answered().sequence  # of one that asked before this one
         self._asked_at: float | None = None
         self._is_answered = False
         self._asked_ahead_at = 0.0
@@ -61,7 +61,7 @@ class RoomRequest:
         more iteration, in which the pages may have come.
 
         Args:
-            is_last: the only request that runs would have to be ended. Then a prefill
+            is_last: only one request runs; without it nothing would. Then a prefill
                 that is busy is waited for too: what it computes can be put aside.
         """
         if self._asked_at is None:
@@ -99,9 +99,12 @@ class RoomRequest:
         if self._send is not None:
             self._send(MakeRoom(missing_pages, self._sequence))
 
-    def _seen(self) -> int:
+    def _answered(self) -> Answer:
         slot = self._table.slot_of(InstanceRole.PREFILL, self._generation)
-        answer = self._table.answer_of(slot)
+        return self._table.answer_of(slot)
+
+    def _seen(self) -> int:
+        answer = self._answered()
         if answer.sequence >= self._sequence:
             return ANSWERED_BUSY if answer.is_busy else ANSWERED_IDLE
         assert self._asked_at is not None, "only asked while a question is open"
