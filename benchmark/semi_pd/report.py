@@ -15,7 +15,7 @@ from steady import agreement
 
 TUNED = "tuned"
 REFERENCE = "default"
-NO_PLOT = "no plot: matplotlib is not installed (pip install 'sglang-semi-pd[plot]')"
+NO_PLOT = "no plot: matplotlib is not installed (pip install '.[plot]' in the clone)"
 
 Runs = dict[str, dict[str, dict[float, list[Record]]]]
 """Records by system, load and rate."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from server_process import ServerFailedError, ServerProcess
 
 TIMEOUT_S = 300.0
 STOPPED_WELL = 0
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+"""The NVIDIA driver's, on Linux and under WSL."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,25 @@ class ChosenServer:
             raise ServerFailedError(f"{request.full_url}: {error.reason}") from None
 
 
+def usual_dtype() -> str:
+    """The model's own type where there is a GPU; float32 is what a CPU is fast with.
+
+    Looks for the driver: importing torch to ask would take seconds.
+    """
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    has_gpu = not is_hidden and any(map(os.path.exists, GPU_DEVICES))
+    return "auto" if has_gpu else "float32"
+
+
 def parser(doc: str, name: str) -> argparse.ArgumentParser:
     """The options that such an example has; ``doc`` and ``name`` are its own."""
     made = argparse.ArgumentParser(description=doc.splitlines()[0])
     where = made.add_mutually_exclusive_group(required=True)
     where.add_argument("--model-path", type=Path, help="start a server of this model")
     where.add_argument("--url", help="use the Semi-PD server that answers there")
-    made.add_argument("--dtype", default="float32", help="of the server started here")
+    made.add_argument(
+        "--dtype", default=usual_dtype(), help="of the server started here"
+    )
     made.add_argument("--log", type=Path, default=Path(f".demo/{name}.log"))
     return made
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""A server whose split is fixed at the start: 60 % for prefill, 40 % for decode.
+"""A server whose split moves on request only: 60 % for prefill, 40 % for decode.
 
     python scripts/make_tiny_model.py .demo/tiny-llama
     python examples/semi_pd/fixed_split.py --model-path .demo/tiny-llama

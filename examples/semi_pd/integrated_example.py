@@ -20,6 +20,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from chosen_server import usual_dtype
 from streaming import stream_all, table
 
 
@@ -70,7 +71,7 @@ def main() -> int:
     """Serve eight streams; exit code 0 if all went well."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model-path", required=True)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default=usual_dtype())
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=30000)
     options = parser.parse_args()

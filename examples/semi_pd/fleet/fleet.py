@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A fleet on one host: N Semi-PD instances behind SGLang's gateway.
 
-    pip install 'sglang-semi-pd[fleet]'
+    pip install '.[fleet]'          # in the clone
     python examples/semi_pd/fleet/fleet.py --model-path MODEL --instances 3 \\
         --port 30000 -- --enable-semi-pd --max-total-tokens 8192
 

@@ -56,7 +56,7 @@ def command() -> list[str]:
     if importlib.util.find_spec("sglang_router"):
         return [sys.executable, "-m", "sglang_router.launch_router"]
     raise GatewayError(
-        "SGLang's gateway is not installed: pip install 'sglang-semi-pd[fleet]', or "
+        "SGLang's gateway is not installed: pip install '.[fleet]' in the clone, or "
         f"name its executable (sglang-router or smg) in ${COMMAND_VARIABLE}"
     )
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a gateway reads of an instance, and SGLang's gateway in front of one.
 
-The gateway is an extra (``pip install 'sglang-semi-pd[fleet]'``); a whole fleet is in
+The gateway is an extra (``pip install '.[fleet]'`` in the clone); a whole fleet is in
 ``test_fleet``.
 """
 

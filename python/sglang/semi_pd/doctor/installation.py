@@ -85,15 +85,15 @@ def _overlay() -> Finding:
         return failed(
             "semi-pd",
             "this Python does not have the package",
-            f"{sys.executable} -m pip install {DISTRIBUTION}",
+            f"in the clone of {DISTRIBUTION}: {sys.executable} -m pip install .",
         )
     finders = [getattr(finder, "__name__", "") for finder in sys.meta_path]
     if "SemiPDFinder" not in finders:
         return failed(
             "semi-pd",
             f"{version}, but its finder is not active: the .pth file was not read",
-            f"{sys.executable} -m pip install --force-reinstall --no-deps "
-            f"{DISTRIBUTION}, and start Python without -S and -I",
+            f"start Python without -S and -I; or in the clone of {DISTRIBUTION}: "
+            f"{sys.executable} -m pip install --force-reinstall --no-deps .",
         )
     return ok("semi-pd", version)
 
@@ -112,7 +112,10 @@ def _entry_points() -> Finding:
         for point in found
         if not _module_file(package, point.module).is_file()
     ]
-    mend = f"install {DISTRIBUTION} again (pip install --force-reinstall --no-deps)"
+    mend = (
+        f"in the clone of {DISTRIBUTION}: {sys.executable} -m pip install "
+        "--force-reinstall --no-deps ."
+    )
     if stale:
         return failed("plugins", f"there is no {stale[0]}: an old install", mend)
     if len(found) < len(_GROUPS):

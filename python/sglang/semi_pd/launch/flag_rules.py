@@ -187,11 +187,11 @@ def check_split(prefill: Any, decode: Any, *, overlap_allowed: bool) -> None:
 
 
 def check_modes(*, semi_pd: bool, coordinator: bool, slo_aware: bool) -> None:
-    """Refuse a fixed split that is asked to move."""
+    """Refuse a split that moves on request only and is to follow the SLOs."""
     if semi_pd and slo_aware and not coordinator:
         raise ConfigError(
             "--enable-semi-pd and --enable-slo-aware exclude each other",
-            why="the first keeps the split fixed, the second moves it",
+            why="the first moves the split on request only, the second by the SLOs",
             mend="drop one of them, or use --enable-semi-pd-coordinator",
         )
 
