@@ -16,22 +16,25 @@ GRACE_S = 60.0
 GONE_S = 5.0
 
 
-def test_ctrl_c_while_starting(tiny_model: Path) -> None:
-    """One line, no traceback, exit code 130, and no process stays."""
+@pytest.mark.parametrize(
+    ("phase", "later_s"),
+    [("importing SGLang", 1.0), ("starting resident, prefill and decode", 0.0)],
+)
+def test_ctrl_c_while_starting(tiny_model: Path, phase: str, later_s: float) -> None:
+    """One line, no traceback, exit code 130, and nothing stays."""
     flags = [*COMMON_FLAGS, "--enable-semi-pd"]
     server = Server(name="interrupted", model=tiny_model, flags=flags)
     try:
         server.start()
-        said = process_table.wait_until(lambda: "importing SGLang" in server.log(), 30)
+        said = process_table.wait_until(lambda: phase in server.log(), START_TIMEOUT_S)
         assert said is not None, server.failure("no word of its start")
-        time.sleep(1.0)
+        time.sleep(later_s)
         started_s = time.monotonic()
         server.interrupt()
         code = server.wait_exit(GRACE_S)
         print(f"main ended {time.monotonic() - started_s:.1f} s after Ctrl-C")
         assert code == 130, server.failure(f"exit code {code}")
-        gone = process_table.wait_until(lambda: not server.processes(), GONE_S)
-        assert gone is not None, process_table.describe(server.processes())
+        assert not server.leftovers()
         assert "Traceback" not in server.log(), server.failure("a traceback")
         ends = [line for line in server.log().splitlines() if "ending" in line]
         assert ends == ["semi-pd: SIGINT while starting; ending"]

@@ -252,9 +252,7 @@ class Supervisor:
             self.recovery.replace_pair()
         except TimeoutError:
             # The detokenizer tells what clients have: it may be what died.
-            self._require_what_stays(
-                [w for w in self._group.workers if not w.has_ended]
-            )
+            self._require_what_stays(self._alive())
             raise
         self._watch_pair()
 

@@ -59,7 +59,7 @@ class PrefillRoom:
     def evict_for_decode(
         self, message: MakeRoom, unfinished: Req | None, *, is_busy: bool
     ) -> None:
-        """Evict; answer when decode can have the pages.
+        """Give what is leased and not needed, evict; answer when decode can have it.
 
         Args:
             is_busy: whether prompts are being computed, which decode may wait for.
@@ -71,7 +71,7 @@ class PrefillRoom:
 
         with self._allocator.promising(answer):
             self.evict(message.pages, unfinished)
-        self._allocator.publish_retired()
+        self._allocator.return_unused(self._pages_of(unfinished) if unfinished else 0)
 
     def evict(self, pages: int, unfinished: Req | None) -> None:
         """Evict, but nothing that the rest of ``unfinished`` was admitted for."""
@@ -84,7 +84,10 @@ class PrefillRoom:
     def evict_ahead(self, unfinished: Req | None) -> None:
         """While a batch runs, free pages for the next: the copy of their numbers to the
         host would otherwise wait for it."""
-        pages = self._pages_ahead - self._allocator.retiring_pages
+        # Ranks see their copies end at different times, and must evict the same.
+        pages = self._allocator.agree(
+            max(0, self._pages_ahead - self._allocator.retiring_pages)
+        )
         if self._tree.is_tree_cache() and not self._allocator.lease(pages):
             self.evict(pages - self._allocator.leased_pages, unfinished)
 
