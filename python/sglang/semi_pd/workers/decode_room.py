@@ -42,10 +42,9 @@ def put_all_aside(
     there: putting the others aside gave back what they had borrowed, and freed nothing
     yet.
     """
-    told_to_end = [req.to_finish for req in batch.reqs]
-    reqs = list(batch.reqs)
+    told_to_end = [(req, req.to_finish) for req in batch.reqs]
     put_aside, new_token_ratio, ended = original(batch, server_args)
-    for req, reason in zip(reqs, told_to_end, strict=True):
+    for req, reason in told_to_end:
         req.to_finish = reason  # upstream's is that there is no memory
     if ended:
         logger.info("It is not ended, it waits for memory: %s", ended[0].rid)
