@@ -31,6 +31,8 @@ import aiohttp
 from loads import FIRST_TOKEN, LOADS, Load, miniature
 
 AFTER_S = 1.0
+MOMENTS_S = (-1e3, -4.0, -2.0, -1.0, -0.5, -0.3, 0.0, 0.3, 0.6, AFTER_S)
+"""From when a new split served: first tokens are told apart by when a request came."""
 READ_BUFFER = 1 << 24
 KEEPALIVE_S = 2.0  # less than the server's: it may not close what is used again
 
@@ -162,6 +164,31 @@ def between(streams: list[Stream], begin: float, end: float) -> dict[str, float]
     }
 
 
+def by_arrival(
+    streams: list[Stream], rotations: list[Rotation]
+) -> list[dict[str, float]]:
+    """First tokens of all rotations, by when the request came."""
+    spans = list(zip(MOMENTS_S, MOMENTS_S[1:], strict=False))
+    found: dict[tuple[float, float], list[float]] = {span: [] for span in spans}
+    for stream in (one for one in streams if one.stamps):
+        for rotation in rotations:
+            at = stream.sent - rotation.served
+            if stream.sent >= rotation.asked and at < AFTER_S:
+                span = next(span for span in spans if span[0] <= at < span[1])
+                found[span].append(stream.ttft_ms)
+                break
+    return [
+        {
+            "from_s": begin,
+            "to_s": end,
+            "requests": len(ttft_ms),
+            "ttft_p50_ms": percentile(ttft_ms, 50),
+            "ttft_p90_ms": percentile(ttft_ms, 90),
+        }
+        for (begin, end), ttft_ms in found.items()
+    ]
+
+
 async def run(options: argparse.Namespace) -> dict[str, Any]:
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(
@@ -198,6 +225,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         "failures": client.failures,
         "steady": between(client.streams, steady_from, steady_to),
         "while rotating": between(client.streams, began, ended),
+        "by arrival": by_arrival(client.streams, rotations),
         "rotations": [asdict(one) for one in rotations],
     }
 
@@ -227,6 +255,8 @@ def main() -> int:
     options.out.write_text(json.dumps(outcome, indent=1))
     for name in ("steady", "while rotating"):
         print(name, {key: round(value, 1) for key, value in outcome[name].items()})
+    for part in outcome["by arrival"]:
+        print({key: round(value, 1) for key, value in part.items()})
     for one in outcome["rotations"]:
         print(
             f"{one['split']}: {one['took_s']:.1f} s, worst gap "

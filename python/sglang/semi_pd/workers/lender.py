@@ -100,7 +100,7 @@ class Lender:
             StillLent(
                 lender=self._generation,
                 number=number,
-                token_ids=_tokens(req)[: req.cache_protected_len].tolist(),
+                token_ids=_tokens(req)[: req.cache_protected_len],
                 extra_key=req.extra_key,
             )
             for number, req in self._lent.items()
@@ -115,7 +115,7 @@ class Lender:
         """
         self._has_heritage = True
         for one in lent:
-            key = RadixKey(array("q", one.token_ids), one.extra_key)
+            key = RadixKey(one.token_ids, one.extra_key)
             node = self._tree.match_prefix(MatchPrefixParams(key=key)).last_device_node
             self._tree.inc_lock_ref(node)
             self._inherited[one.lender, one.number] = one, node

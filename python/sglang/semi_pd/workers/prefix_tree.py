@@ -31,13 +31,13 @@ class CachedPath:
     """One path from the root of a tree to a leaf.
 
     Attributes:
-        token_ids: all tokens of the path.
+        token_ids: all tokens of the path; an array travels at the speed of a copy.
         slots: their KV slots, int64, shape (len(token_ids),).
         extra_key: the namespace of the path.
         priority: of its leaf.
     """
 
-    token_ids: list[int]
+    token_ids: array[int]
     slots: Slots
     extra_key: str | None
     priority: int
@@ -54,7 +54,7 @@ class StillLent:
 
     lender: int
     number: int
-    token_ids: list[int]
+    token_ids: array[int]
     extra_key: str | None
 
 
@@ -93,7 +93,7 @@ def import_paths(tree: RadixCache, paths: Iterable[CachedPath]) -> int:
     slots = together.to(tree.device).split([len(path.slots) for path in paths])
     added = 0
     for path, value in zip(paths, slots, strict=True):
-        key = RadixKey(array("q", path.token_ids), path.extra_key)
+        key = RadixKey(path.token_ids, path.extra_key)
         before = tree.insert(
             InsertParams(key=key, value=value, priority=path.priority)
         ).prefix_len
@@ -132,7 +132,7 @@ def _slots_on_host(nodes: list[TreeNode]) -> dict[int, Slots]:
 
 
 def _path(nodes: list[TreeNode], slots: dict[int, Slots]) -> CachedPath:
-    tokens: list[int] = []
+    tokens = array("q")
     for node in nodes:
         tokens.extend(node.key.raw_token_ids())
     leaf = nodes[-1]

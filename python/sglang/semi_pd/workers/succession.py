@@ -9,6 +9,7 @@ the new tree, so that they go on after computing no more than the last of them.
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -142,7 +143,7 @@ def _path(resume: Resume, row: int, rows: SharedReqToTokenPool) -> CachedPath:
     The client has the last of them, so the forward that wrote the KV of all before it
     has finished.
     """
-    tokens = [*resume.request.input_ids, *resume.output_ids][:-1]
+    tokens = array("q", [*resume.request.input_ids, *resume.output_ids][:-1])
     slots = rows.req_to_token[row, : len(tokens)].cpu().numpy().astype(np.int64)
     return CachedPath(
         token_ids=tokens,
