@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -114,8 +115,11 @@ class RunningServer:
         """Start it and wait until it serves.
 
         Raises:
-            NotReadyError: see its log.
+            NotReadyError: see its log; or another server has the port, and would be
+                measured in its place.
         """
+        if _answers(self.port):
+            raise NotReadyError(f"{self.system.name}: port {self.port} is taken")
         command = [sys.executable, "-m", "sglang.launch_server"]
         command += [*self.common, "--port", str(self.port), *self._flags()]
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -192,6 +196,13 @@ def gpu_memory_mib() -> list[int]:
     except (OSError, subprocess.CalledProcessError):
         return []
     return [int(line) for line in said.stdout.split()]
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+    return False
 
 
 def _in_session(leader: int) -> list[int]:

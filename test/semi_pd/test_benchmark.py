@@ -7,6 +7,7 @@ import asyncio
 import importlib
 import json
 import math
+import socket
 import threading
 from argparse import Namespace
 from collections.abc import Iterator
@@ -103,6 +104,17 @@ def test_report_keeps_the_best_tuned_system(tmp_path: Path) -> None:
     assert [row["system"] for row in runs] == ["default", "tuned-mixed-1024"]
     assert "| mixed 12/s | default | 10 | 0 |" in table
     assert "goodput (gap)" in table
+
+
+def test_a_server_of_before_is_not_measured_in_the_place_of_another(
+    tmp_path: Path,
+) -> None:
+    systems = module("systems")
+    with socket.create_server(("127.0.0.1", 0)) as before:
+        port = before.getsockname()[1]
+        server = systems.RunningServer(systems.System("it"), (), port, tmp_path)
+        with pytest.raises(systems.NotReadyError, match=f"port {port} is taken"):
+            server.start(1.0)
 
 
 def test_agreement_counts_answers_and_tokens() -> None:
