@@ -12,11 +12,14 @@ environment. What happens is chosen by a file in that directory:
     room     the next prefill worker that starts finds no room for the rest of a prompt,
              twice in a row of each six times that it looks
     full     decode workers lease no page while this file is there
+    recover  prefill workers end when they are told what dead ones left, while this file
+             is there
 """
 
 import contextlib
 import itertools
 import os
+import signal
 import sys
 import threading
 import time
@@ -39,6 +42,8 @@ def register() -> None:
             _find_no_room()
         if _is("decode"):
             _lease_none_while(Path(directory) / "full")
+        if _is("prefill"):
+            _end_at_recovery_while(Path(directory) / "recover")
         mine = Path(directory) / str(os.getpid())
         threading.Thread(target=_await, args=(mine,), daemon=True).start()
 
@@ -88,6 +93,21 @@ def _lease_none_while(file: Path) -> None:
     HookRegistry.register(
         "sglang.semi_pd.workers.leased_allocator.LeasedAllocator._extend_lease",
         extend_lease,
+        HookType.AROUND,
+    )
+
+
+def _end_at_recovery_while(file: Path) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    def recover(original: Callable[..., None], *arguments: Any) -> None:
+        if file.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(*arguments)
+
+    HookRegistry.register(
+        "sglang.semi_pd.workers.prefill_succession.PrefillSuccession.recover",
+        recover,
         HookType.AROUND,
     )
 

@@ -185,18 +185,41 @@ def _striking(
         ended = asyncio.create_task(asyncio.to_thread(first_end, fds))
         for pid in pids:
             strike(pid)
-        deaths = before["recovery_status"]["worker_deaths"]
-        deadline = time.monotonic() + RECOVERY_TIMEOUT_S
-        while time.monotonic() < deadline:
-            now = (await status(http, url))["recovery_status"]
-            if now["worker_deaths"] > deaths and not now["is_recovering"]:
-                if ends_at_once:
-                    outcome.detected_s.append(now["last_death_at"] - await ended)
-                return
-            await asyncio.sleep(POLL_S)
-        raise TimeoutError("no recovery")
+        deaths = before["recovery_status"]["worker_deaths"] + 1
+        now = await _recovered(http, url, deaths)
+        if ends_at_once:
+            outcome.detected_s.append(now["last_death_at"] - await ended)
 
     return disturb
+
+
+def dying_early(directory: Path, deaths: int) -> Disturb:
+    """Kill decode; the pairs that come then die when they are told what it left."""
+
+    async def disturb(http: aiohttp.ClientSession, url: str, outcome: Outcome) -> None:
+        before = await status(http, url)
+        wanted = before["recovery_status"]["worker_deaths"] + deaths
+        (directory / "recover").touch()
+        os.kill(before["components"]["decode_TP0"]["pid"], signal.SIGKILL)
+        await _recovered(http, url, wanted, while_under_way=True)
+        (directory / "recover").unlink()
+        await _recovered(http, url, wanted)
+
+    return disturb
+
+
+async def _recovered(
+    http: aiohttp.ClientSession, url: str, deaths: int, *, while_under_way: bool = False
+) -> dict[str, Any]:
+    """The state of recovery when so many pairs have died, and when another serves."""
+    deadline = time.monotonic() + RECOVERY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        now = dict((await status(http, url))["recovery_status"])
+        is_over = while_under_way or not now["is_recovering"]
+        if now["worker_deaths"] >= deaths and is_over:
+            return now
+        await asyncio.sleep(POLL_S)
+    raise TimeoutError("no recovery")
 
 
 def first_end(pidfds: list[int]) -> float:

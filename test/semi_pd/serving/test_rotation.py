@@ -37,6 +37,8 @@ HANG_S = 60.0 if IS_SOAK else 10.0
 STREAMS = 16 if IS_SOAK else 8
 SETTLE_S = 20.0
 FULL_S = 2.0
+EARLY_DEATHS = 8
+"""In a row: had each dead pair kept its slots, the next would find none."""
 DETECTION_S = 0.05
 FAULT_PLUGIN = REPOSITORY / "benchmark" / "semi_pd" / "fault_plugin"
 POOL_TOKENS = 14_000
@@ -135,6 +137,17 @@ def test_deaths_change_no_token(server: Server, roles: tuple[str, ...]) -> None:
     assert not outcome.changed
     assert len(outcome.detected_s) == KILLS
     assert statistics.median(outcome.detected_s) <= DETECTION_S
+    require_nothing_leaked(server)
+
+
+def test_pairs_that_die_before_they_begin(server: Server, faults: Path) -> None:
+    """What they were to take over is there for the next; no request is given up."""
+    died = deaths(server)
+    early = disturb.dying_early(faults, EARLY_DEATHS)
+    outcome = disturb.run(server.url, early, times=1, streams=2 * STREAMS)
+    print(outcome)
+    assert not outcome.changed
+    assert deaths(server) == died + EARLY_DEATHS
     require_nothing_leaked(server)
 
 

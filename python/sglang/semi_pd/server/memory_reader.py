@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang.semi_pd.memory.block_table import AuditReport, BlockTable
-from sglang.semi_pd.resident.resident_channel import AttachRequest, attach
+from sglang.semi_pd.resident.resident_channel import AttachRequest, Manifest, attach
 from sglang.semi_pd.server import memory_usage
 from sglang.semi_pd.utils import InstanceRole
 
@@ -35,11 +35,7 @@ class MemoryReader:
         Raises:
             WorkerStartError: it does not answer, or refuses.
         """
-        request = AttachRequest(InstanceRole.RESIDENT, 0)
-        manifest, fds = attach(socket_path, request, timeout_s=ATTACH_TIMEOUT_S)
-        table = BlockTable.attach(fds[0])
-        for fd in fds:
-            os.close(fd)
+        manifest, table = attach_table(socket_path)
         cache_bytes = sum(ref.extent for ref in manifest.kv_buffers)
         return cls(table, cache_bytes // (table.layout.num_pages + 1))
 
@@ -58,3 +54,17 @@ class MemoryReader:
         for violation in report.violations:
             logger.error("Memory audit: %s", violation)
         return report
+
+
+def attach_table(socket_path: Path) -> tuple[Manifest, BlockTable]:
+    """The block table of a resident that is ready, without a lease.
+
+    Raises:
+        WorkerStartError: it does not answer, or refuses.
+    """
+    request = AttachRequest(InstanceRole.RESIDENT, 0)
+    manifest, fds = attach(socket_path, request, timeout_s=ATTACH_TIMEOUT_S)
+    table = BlockTable.attach(fds[0])
+    for fd in fds:
+        os.close(fd)
+    return manifest, table

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sglang.semi_pd.errors import SemiPDError
+from sglang.semi_pd.server.dead_slots import DeadSlots
 from sglang.semi_pd.server.worker import WorkerPair, wait_ready
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ class Recovery:
     ) -> None:
         self._group, self._switchboard = group, switchboard
         self._allocation = allocation
+        sockets = [worker.spec.resident_socket for worker in group.residents]
+        self._dead_slots = DeadSlots.of_residents(sockets)
         self._fallen: list[WorkerPair] = []
+        self._had_begun = True
         self._began = 0.0
         self._is_cut_short = False
         self.deaths = 0
@@ -65,6 +69,11 @@ class Recovery:
         for pair in self._fallen:
             pair.kill()
         group.standby = None
+        # Now: no process of theirs changes the block table any more, none of the next
+        # does yet.
+        generations = [pair.generation for pair in self._fallen]
+        self._had_begun = self._dead_slots.had_begun(generations)
+        self._dead_slots.join(generations)
 
     def replace_pair(self) -> None:
         """Bring a new pair into service.
@@ -87,8 +96,7 @@ class Recovery:
                     raise
                 logger.error("The new workers did not start: %s", error)
                 self._bury()
-        gone = frozenset(pair.generation for pair in fallen)
-        self._switchboard.release_to(group.pair.generation, gone)
+        self._switchboard.release_to(group.pair.generation, had_begun=self._had_begun)
         self.is_under_way = False
         self.last_took_s = time.monotonic() - self._began
         logger.info("Serving again after %.1f s", self.last_took_s)

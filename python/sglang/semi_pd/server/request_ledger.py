@@ -35,7 +35,7 @@ class _InFlight:
 
     Attributes:
         resumed_at: tokens its client had when it was last resumed.
-        futile: deaths in a row without a token in between.
+        futile: deaths in a row without a token in between, of pairs that had it.
         is_aborted: its workers were told to end it.
     """
 
@@ -127,17 +127,19 @@ class RequestLedger:
                 found.append(Resume(request=entry.request, output_ids=sent))
         return found
 
-    def give_up_hopeless(self) -> list[AbortReq]:
+    def give_up_hopeless(self, *, had_begun: bool) -> list[AbortReq]:
         """After a death: the requests that may be the cause, to be answered so.
 
-        One that brings its worker down would bring down every other.
+        One that brings its worker down would bring down every other. A pair that had
+        not begun with them says nothing of any.
         """
         hopeless = []
         for rid, entry in list(self._requests.items()):
             state = self._manager.rid_to_state.get(rid)
             has = len(state.output_ids) if state is not None else 0
-            entry.futile = entry.futile + 1 if has == entry.resumed_at else 1
-            entry.resumed_at = has
+            if has != entry.resumed_at:
+                entry.resumed_at, entry.futile = has, 0
+            entry.futile += had_begun
             if entry.futile > MOST_FUTILE:
                 del self._requests[rid]
                 hopeless.append(AbortReq(rid=rid, finished_reason=_given_up()))

@@ -157,11 +157,11 @@ class RequestRouter:
         if self._held is None:
             self._held = []
 
-    def release_to(self, generation: int, gone: frozenset[int]) -> None:
+    def release_to(self, generation: int, *, had_begun: bool) -> None:
         """A new pair serves: all requests in flight, then what was kept.
 
         Args:
-            gone: generations of the pairs that died; what they had is taken over first.
+            had_begun: whether the pair that died had taken over what was left to it.
         """
         self._close_leaving()
         self._pair.close()
@@ -171,10 +171,12 @@ class RequestRouter:
         held, self._held = self._held or [], None
         held = [*self.questions.unanswered(), *held]
         # An aborted one ends here: told to workers, its id may begin that of another.
-        for abort in (*self.ledger.give_up_hopeless(), *self.ledger.aborted()):
+        hopeless = self.ledger.give_up_hopeless(had_begun=had_begun)
+        for abort in (*hopeless, *self.ledger.aborted()):
             self._manager._handle_abort_req(abort)
         running = self.ledger.resumptions()
-        sock_send(self._pair.prefill, Recover(gone, running))
+        # All older ones: those that fell last may not have come to read this.
+        sock_send(self._pair.prefill, Recover(range(1, generation), running))
         for message in running:
             sock_send(self._pair.prefill, message)
         for message in held:

@@ -12,6 +12,7 @@ import concurrent.futures
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -126,9 +127,10 @@ class Switchboard:
         """See ``RequestRouter``."""
         self._call(self._after_rehearsal, self.router.hold)
 
-    def release_to(self, generation: int, gone: frozenset[int]) -> None:
+    def release_to(self, generation: int, *, had_begun: bool) -> None:
         """See ``RequestRouter``."""
-        self._call(self.router.release_to, generation, gone)
+        release_to = partial(self.router.release_to, had_begun=had_begun)
+        self._call(release_to, generation)
 
     def drain(self, pids: frozenset[int]) -> None:
         """Return when clients have been sent all that these dead processes sent.

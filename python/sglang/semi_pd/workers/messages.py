@@ -7,6 +7,7 @@ check it is about, and drops it while it is busy.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -212,11 +213,11 @@ class Recover:
     """To a prefill worker, before all else: take over what dead workers left.
 
     Attributes:
-        generations: of the pairs that are gone.
+        generations: of pairs that are gone, or never were.
         running: what their requests had come to; its KV is kept.
     """
 
-    generations: frozenset[int]
+    generations: Collection[int]
     running: list[Resume]
 
 

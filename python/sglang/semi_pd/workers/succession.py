@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -88,21 +89,21 @@ def recover(
 ) -> None:
     """Keep the KV of running requests of dead workers; free all else they had."""
     dead = table.slots_of(message.generations)
-    paths = (
+    found = (
         _paths_of(message.running, dead, table, rows) if tree.is_tree_cache() else []
     )
+    owners = table.page_owners()
+    # What nobody of them owns may be free, or another's by now.
+    paths = [
+        path for path in found if np.isin(owners[_pages([path], table)], dead).all()
+    ]
     pages = _pages(paths, table)
-    owners = table.page_owners()[pages]
     for slot in dead:
-        keep = pages[owners == slot]
+        keep = pages[owners[pages] == slot]
         report = table.reclaim(slot, keep_pages=keep, new_owner=_slot(table))
         logger.info("Recovered from a dead worker: %s", report)
-    owners = table.page_owners()
-    whole = [
-        path for path in paths if (owners[_pages([path], table)] == _slot(table)).all()
-    ]
     if paths:
-        keep_paths(tree, whole, pages, table)
+        keep_paths(tree, paths, pages, table)
 
 
 def _paths_of(
@@ -111,11 +112,15 @@ def _paths_of(
     table: BlockTable,
     rows: SharedReqToTokenPool,
 ) -> list[CachedPath]:
-    """What the rows of dead workers hold of requests that go on."""
+    """What the rows of dead workers hold of requests that go on.
+
+    A request has one, whichever generation died with it: no pair computes anything
+    before it has freed what older ones had. An id with two was used again.
+    """
+    labelled = [found for slot in slots for found in table.labelled_rows(slot)]
+    times = Counter(label_rid_hash(one.label) for one in labelled)
     row_of = {
-        label_rid_hash(found.label): found.row
-        for slot in slots
-        for found in table.labelled_rows(slot)
+        rid: one.row for one in labelled if times[rid := label_rid_hash(one.label)] == 1
     }
     known = [(row_of.get(rid_hash(one.request.rid)), one) for one in running]
     return [
