@@ -212,6 +212,8 @@ class Trial:
             drain_s=self._options.drain,
             is_over=is_over,
         )
+        # Out of time says nothing of the split: it might have been the best.
+        why = "not completed, out of time" if self._left() < 0 else "given up"
         self._server.settle()
         records = run.records
         if not run.was_given_up:
@@ -225,12 +227,13 @@ class Trial:
                 "name": name,
                 "attainment": share if at_most is None else None,
                 "at_most": at_most,
+                "stopped": why if at_most is not None else None,
                 "records": [asdict(one) for one in records],
                 "samples": run.samples,
             }
         )
         self._keep()
-        said = f"{share:.1%}" if at_most is None else f"at most {at_most:.1%}, given up"
+        said = f"{share:.1%}" if at_most is None else f"at most {at_most:.1%}, {why}"
         self._say(f"{name}: {said}, {len(records)} of {len(requests)} requests")
         return share
 
