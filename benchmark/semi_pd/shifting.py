@@ -7,7 +7,8 @@ how heavy both are and the TPOT target (``shifting_probe``). Then the same reque
 are served with the controller moving the split, under splits that stay, and undivided.
 A split that stays is given up once it cannot reach the best of those before it: what
 it could have reached at most is reported then. Besides: the decode step with the
-controller off and on. Everything is kept in ``shifting.json`` as it is measured.
+controller off and on. Everything is kept in ``shifting.json`` as it is measured; what
+time did not suffice for, ``--more`` adds.
 
 Caps may overlap, unless ``--disjoint`` gives each SM to one worker, as a server does
 by default: then other splits are the likely ones, and only 100/100 may overlap.
@@ -78,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--budget", type=float, default=3600.0, help="seconds in all")
     measure.add_argument("--slo-ttft", type=float, default=1200.0, help="milliseconds")
     measure.add_argument(
+        "--more",
+        action="store_true",
+        help="go on with the run that is in --out, of the same machine: its load and "
+        "targets, no probes, only what it did not complete",
+    )
+    measure.add_argument(
         "--disjoint", action="store_true", help="no SM is shared, but in 100/100"
     )
     measure.add_argument(
@@ -117,9 +124,11 @@ def _defaults(name: str) -> str:
     return f"default {overlapping}, or {disjoint} with --disjoint"
 
 
-def _choose_splits(options: argparse.Namespace) -> None:
-    """Fill in the defaults; ValueError names a split that the server would refuse."""
+def _check(options: argparse.Namespace) -> None:
+    """Fill in splits; ValueError names one that the server would refuse, say."""
     defaults = DISJOINT if options.disjoint else OVERLAPPING
+    if options.more and not (options.out / shifting_report.FILE).exists():
+        raise ValueError(f"--more: no run is in {options.out}")
     for name, splits in defaults.items():
         given = getattr(options, name) or splits
         setattr(options, name, given)
@@ -142,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given[:cut])
     if options.command == "run":
         try:
-            _choose_splits(options)
+            _check(options)
         except ValueError as error:
             parser.error(str(error))
         options.deadline = began + options.budget
