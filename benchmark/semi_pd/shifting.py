@@ -7,7 +7,11 @@ how heavy both are and the TPOT target (``shifting_probe``). Then the same reque
 are served with the controller moving the split, under splits that stay, and undivided.
 A split that stays is given up once it cannot reach the best of those before it: what
 it could have reached at most is reported then. Besides: the decode step with the
-controller off and on. Everything is kept in ``shifting.json`` as it is measured.
+controller off and on. Everything is kept in ``shifting.json`` as it is measured; what
+time did not suffice for, ``--more`` adds.
+
+Caps may overlap, unless ``--disjoint`` gives each SM to one worker, as a server does
+by default: then other splits are the likely ones, and only 100/100 may overlap.
 
     python benchmark/semi_pd/shifting.py run --out /tmp/shifting --budget 540 \\
         --model-path $MODEL --calibration .../h200_llama3_8b_green.json \\
@@ -29,13 +33,23 @@ from shifting_client import Server
 from shifting_trial import Trial
 from systems import NotReadyError, RunningServer, System
 
+OVERLAPPING = {
+    "favouring": ["90/100", "50/100"],
+    "static": ["80/100", "100/100", "90/100", "70/100"],
+}
+DISJOINT = {
+    "favouring": ["80/20", "40/60"],
+    "static": ["70/30", "100/100", "80/20", "60/40", "50/50"],
+}
+
 
 def run(options: argparse.Namespace) -> None:
     """Start the server, measure, end it."""
     options.out.mkdir(parents=True, exist_ok=True)
     prefill, decode = options.static[0].split("/")
     flags = (
-        *("--enable-semi-pd", "--enable-sm-overlap", "--sm-partition-backend", "green"),
+        *("--enable-semi-pd", "--sm-partition-backend", "green"),
+        *(() if options.disjoint else ("--enable-sm-overlap",)),
         *("--initial-prefill-sm", prefill, "--initial-decode-sm", decode),
         *("--slo-decision-log", str(options.out / "decisions.jsonl")),
         *(("--slo-calibration", options.calibration) if options.calibration else ()),
@@ -65,17 +79,26 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--budget", type=float, default=3600.0, help="seconds in all")
     measure.add_argument("--slo-ttft", type=float, default=1200.0, help="milliseconds")
     measure.add_argument(
+        "--more",
+        action="store_true",
+        help="go on with the run that is in --out, of the same machine: its load and "
+        "targets, no probes, only what it did not complete",
+    )
+    measure.add_argument(
+        "--disjoint", action="store_true", help="no SM is shared, but in 100/100"
+    )
+    measure.add_argument(
         "--favouring",
         nargs=2,
         metavar=("PREFILL", "DECODE"),
-        default=["90/100", "50/100"],
-        help="splits that the probes run under",
+        help=f"splits that the probes run under; {_defaults('favouring')}",
     )
     measure.add_argument(
         "--static",
         nargs="+",
-        default=["80/100", "100/100", "90/100", "70/100"],
-        help="splits that stay, the likeliest best first; the controller starts there",
+        metavar="SPLIT",
+        help="splits that stay, the likeliest best first; the controller starts at "
+        f"the first; {_defaults('static')}",
     )
     measure.add_argument("--phase-seconds", type=float, default=60.0)
     measure.add_argument(
@@ -96,13 +119,41 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _defaults(name: str) -> str:
+    overlapping, disjoint = " ".join(OVERLAPPING[name]), " ".join(DISJOINT[name])
+    return f"default {overlapping}, or {disjoint} with --disjoint"
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Fill in splits; ValueError names one that the server would refuse, say."""
+    defaults = DISJOINT if options.disjoint else OVERLAPPING
+    if options.more and not (options.out / shifting_report.FILE).exists():
+        raise ValueError(f"--more: no run is in {options.out}")
+    for name, splits in defaults.items():
+        given = getattr(options, name) or splits
+        setattr(options, name, given)
+        for split in given:
+            shares = [int(share) for share in split.split("/") if share.isdigit()]
+            if len(shares) != 2 or not all(10 <= share <= 100 for share in shares):
+                raise ValueError(f"--{name} {split}: two shares of 10 to 100 are meant")
+            if options.disjoint and sum(shares) > 100 and split != "100/100":
+                raise ValueError(
+                    f"--{name} {split} overlaps, which --disjoint rules out"
+                )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; what follows ``--`` are flags of the server."""
     began = time.monotonic()
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)
-    options = _parser().parse_args(given[:cut])
+    parser = _parser()
+    options = parser.parse_args(given[:cut])
     if options.command == "run":
+        try:
+            _check(options)
+        except ValueError as error:
+            parser.error(str(error))
         options.deadline = began + options.budget
         options.common = ["--model-path", options.model_path, *given[cut + 1 :]]
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -49,7 +49,9 @@ def _table(found: dict[str, Any]) -> str:
         for one in records:
             parts[edge_s <= one.arrival_s < edge_s + phase_s].append(one)
         share = run["attainment"]
-        total = f"{share:.1%}" if share is not None else f"at most {run['at_most']:.1%}"
+        total = (
+            f"{share:.1%}" if share is not None else _stopped(run, found["requests"])
+        )
         cells = [run["name"], total]
         cells += [f"{attainment(parts[key], slo):.1%}" for key in (True, False)]
         done = [one for one in records if one.success]
@@ -65,6 +67,12 @@ def _table(found: dict[str, Any]) -> str:
             f"{cost['on_ms']:.3f} ms; difference {low:+.2%} to {high:+.2%} (95 %)",
         ]
     return "\n".join(lines)
+
+
+def _stopped(run: dict[str, Any], requests: int) -> str:
+    """A run that did not go to its end, which is no result if time ended it."""
+    sent = f"after {len(run['records'])} of {requests} requests"
+    return f"at most {run['at_most']:.1%}, {run.get('stopped') or 'given up'} {sent}"
 
 
 def _slo(found: dict[str, Any]) -> Slo:

@@ -26,6 +26,7 @@ RUNS = 3.8
 """So many whole runs are to fit into the time that is left after the probes."""
 SHORTEST_RUN_S = 40.0
 """With less time left a split that stays is not begun."""
+OUT_OF_TIME = "not completed, out of time"
 
 
 class Trial:
@@ -44,18 +45,40 @@ class Trial:
     def run(self) -> None:
         """All of it, in the order of what matters most."""
         self._warm_up()
-        rates = self._probe()
-        self._cost()
-        stretches = self._stretches(*rates)
-        requests = arrivals(stretches, self._options.seed)
-        self.found["requests"] = len(requests)
-        self._controlled(requests)
-        best = 0.0
-        for split in self._options.static:
+        requests = self.recall() if self._options.more else self._set_up()
+        runs = {run["name"]: run["attainment"] or 0.0 for run in self.found["runs"]}
+        if "controller" not in runs:
+            self._controlled(requests)
+        best = max([0.0, *(runs[name] for name in runs if name != "controller")])
+        for split in [one for one in self._options.static if one not in runs]:
             if self._left() < SHORTEST_RUN_S:
                 self._say(f"{split}: not begun, no time is left")
                 continue
             best = max(best, self._static(split, requests, best))
+
+    def _set_up(self) -> list[Request]:
+        rates = self._probe()
+        self._cost()
+        requests = arrivals(self._stretches(*rates), self._options.seed)
+        self.found["requests"] = len(requests)
+        return requests
+
+    def recall(self) -> list[Request]:
+        """The load and targets of an earlier run; what it completed is not repeated."""
+        options = self._options
+        path = options.out / shifting_report.FILE
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        runs = [run for run in earlier["runs"] if run.get("stopped") != OUT_OF_TIME]
+        self.found |= earlier | {"options": _plain(options), "runs": runs}
+        self._slo = Slo("both", **earlier["slo"])
+        options.phase_seconds = earlier["phase_s"]
+        options.edge_seconds = options.least_edge_seconds = earlier["edge_s"]
+        rates = earlier["rates"]
+        stretches = self._stretches(rates["prefill_heavy"], rates["decode_heavy"])
+        requests = arrivals(stretches, options.seed)
+        if len(requests) != earlier["requests"]:
+            raise ValueError("--more: --seed or --shrink is another than it was")
+        return requests
 
     def _stretches(self, prefill_rate: float, decode_rate: float) -> list[Stretch]:
         prefill, decode = self._parts
@@ -212,6 +235,8 @@ class Trial:
             drain_s=self._options.drain,
             is_over=is_over,
         )
+        # Out of time says nothing of the split: it might have been the best.
+        why = OUT_OF_TIME if self._left() < 0 else "given up"
         self._server.settle()
         records = run.records
         if not run.was_given_up:
@@ -225,12 +250,13 @@ class Trial:
                 "name": name,
                 "attainment": share if at_most is None else None,
                 "at_most": at_most,
+                "stopped": why if at_most is not None else None,
                 "records": [asdict(one) for one in records],
                 "samples": run.samples,
             }
         )
         self._keep()
-        said = f"{share:.1%}" if at_most is None else f"at most {at_most:.1%}, given up"
+        said = f"{share:.1%}" if at_most is None else f"at most {at_most:.1%}, {why}"
         self._say(f"{name}: {said}, {len(records)} of {len(requests)} requests")
         return share
 

@@ -264,6 +264,11 @@ def test_the_shifting_report_says_what_was_given_up(tmp_path: Path) -> None:
     (tmp_path / report.FILE).write_text(json.dumps(shifting_runs()))
     table = report.make(tmp_path)
     assert "| controller | 75.0% | 75.0% |" in table
-    assert "| 80/100 | at most 50.0% |" in table
+    assert "| 80/100 | at most 50.0%, given up after 2 of 4 requests |" in table
+    cut_off = "at most 50.0%, not completed, out of time after 2 of 4 requests"
+    runs = shifting_runs()
+    runs["runs"][1]["stopped"] = "not completed, out of time"
+    (tmp_path / report.FILE).write_text(json.dumps(runs))
+    assert f"| 80/100 | {cut_off} |" in report.make(tmp_path)
     probe = module("records").read(tmp_path / "decode_probe.jsonl")
     assert len(probe) == 4

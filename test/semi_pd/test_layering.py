@@ -36,6 +36,7 @@ VOCABULARY = {
     "workers.messages",
 }
 POLICY = {
+    "control.arrival_turn",
     "control.control_pace",
     "control.control_steps",
     "control.decision_inputs",

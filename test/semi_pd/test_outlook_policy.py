@@ -21,6 +21,7 @@ from sglang.semi_pd.slo_types import (
     ControlLimits,
     ControlMode,
     ControlState,
+    LatencySummary,
     MetricsSnapshot,
     Reason,
     SLOConstraints,
@@ -94,6 +95,18 @@ def test_a_few_short_answers_are_judged_by_those_that_have_ended() -> None:
     assert outlooks(many)[0].tpot_ms == pytest.approx(40.0)
     none_ended = inputs(seen(running_tpot=caught), FAST_PREFILL)
     assert outlooks(none_ended)[0].tpot_ms == pytest.approx(40.0)
+
+
+def test_a_request_that_has_just_begun_does_not_stand_for_the_others() -> None:
+    """Served on an H200: 114 ran, 15.7 ms in the middle, 36.1 at P95; P95 was 15.2."""
+    looked = LatencySummary(114, 15.7, 16.7, 36.1, 37.0)
+    recorded = inputs(replace(seen(), running_tpot=looked), FAST_PREFILL)
+    recorded = replace(recorded, constraints=SLOConstraints(1200.0, 17.5))
+    present, *_ = outlooks(recorded)
+    assert present.tpot_ms == pytest.approx(15.7 * math.exp(1.645 * 0.05), rel=1e-3)
+    assert decide_from(recorded).reason is Reason.SLO_MET
+    even = replace(recorded.snapshot, running_tpot=summary(15.7))
+    assert outlooks(replace(recorded, snapshot=even))[0].tpot_ms == pytest.approx(15.7)
 
 
 def test_a_backlog_is_waited_for_at_the_speed_of_the_split() -> None:

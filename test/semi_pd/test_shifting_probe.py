@@ -132,13 +132,16 @@ def test_the_split_for_either_part_can_carry_it(probe: ModuleType, probed: Any) 
     ]
     prefill = load.Stretch(load.PREFILL_HEAVY, rates[0], 60.0)
     decode = load.Stretch(load.DECODE_HEAVY, rates[1], 60.0)
-    requests = load.arrivals([decode, prefill, decode], seed=0)
-    is_held = held(requests, probed.tpot_target_ms, turns_s=(61.0, 121.0))
-    at_s = np.array([request.arrival_s for request in requests])
-    for begins_s in (0.0, 60.0, 120.0):
-        part = (at_s >= begins_s) & (at_s < begins_s + 60)
-        assert is_held[part].mean() >= 0.9
-    heavier = load.Stretch(load.DECODE_HEAVY, 1.2 * rates[1], 60.0)
+    inside: dict[int, list[bool]] = {0: [], 1: [], 2: []}
+    for seed in range(3):
+        requests = load.arrivals([decode, prefill, decode], seed)
+        is_held = held(requests, probed.tpot_target_ms, turns_s=(61.0, 121.0))
+        for request, one in zip(requests, is_held, strict=True):
+            inside[int(request.arrival_s / 60)].append(bool(one))
+    shares = [float(np.mean(part)) for part in inside.values()]
+    assert min(shares[0], shares[2]) >= 0.97
+    assert shares[1] >= 0.88, "more than the queue costs that forms at the turn"
+    heavier = load.Stretch(load.DECODE_HEAVY, 1.3 * rates[1], 60.0)
     requests = load.arrivals([heavier], seed=0)
     assert held(requests, probed.tpot_target_ms, turns_s=()).mean() < 0.9
 

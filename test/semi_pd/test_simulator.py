@@ -12,11 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sglang.semi_pd.control.control_pace import ControlPace
+from sglang.semi_pd.control.split_offer import default_splits
 from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.simulation import client_view
 from sglang.semi_pd.simulation.simulation import simulate, simulate_controlled
 from sglang.semi_pd.simulation.simulator import InstanceSimulator
-from sglang.semi_pd.simulation.simulator_coefficients import SimulatorCoefficients
+from sglang.semi_pd.simulation.simulator_coefficients import (
+    BUILTIN,
+    SimulatorCoefficients,
+)
 from sglang.semi_pd.simulation.trace import Phase, Trace
 from sglang.semi_pd.slo_types import ControlLimits, SLOConstraints
 from sglang.semi_pd.sm_allocation import UNPARTITIONED, SMAllocation
@@ -219,6 +223,34 @@ def test_a_shifting_load_is_followed_better_than_any_split_serves_it() -> None:
     print(f"controller {reached:.3f}, best split {max(attained.values()):.3f}")
     assert reached >= max(attained.values()) + 0.10
     assert reached >= attained[UNPARTITIONED]
+
+
+def test_so_it_is_where_each_sm_belongs_to_one_worker() -> None:
+    """The controller is told other speeds than those it is served with."""
+    told, served = (
+        SimulatorCoefficients.load(BUILTIN.with_name(f"{BUILTIN.stem}_{name}.json"))
+        for name in ("green", "green_served")
+    )
+    phases = [Phase(22, 600, 300), Phase(17, 1500, 16)]
+    trace = Trace.alternating(phases, phase_s=30.0, repeats=2)
+    targets = SLOConstraints(1200.0, 16.0)
+    splits = default_splits(overlap_allowed=False)
+    best = max(
+        simulate(trace, split, targets, coefficients=served).slo_attainment
+        for split in (*splits, UNPARTITIONED)
+    )
+    pace = ControlPace.for_move(
+        1e-4, interval_s=10.0, window_s=30.0, speeds_are_known=True
+    )
+    controlled = simulate_controlled(
+        trace,
+        SMAllocation(70, 30),
+        targets,
+        limits=pace.limits(offers=told.offers(splits)),
+        coefficients=served,
+        interval_s=pace.interval_s,
+    )
+    assert controlled.report.slo_attainment >= best + 0.10
 
 
 def test_100_000_requests_take_seconds() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from sglang.semi_pd.control.arrival_turn import turned_at_s
 from sglang.semi_pd.control.sliding_window import SlidingWindow, summarise
 from sglang.semi_pd.control.work_under_way import (
     DecodePace,
@@ -208,6 +209,20 @@ class SemiPDMetricsCollector:
             prefill_duty=duty,
             prefill_s_per_token=s_per_token,
         )
+
+    def arrivals_turned_at_s(
+        self, start_s: float, *, now: float | None = None
+    ) -> float:
+        """Return since when prompts arrive as they do now, at the earliest ``start_s``.
+
+        For ``snapshot``'s ``since_s``: a mean over a turn is a load that never was.
+        """
+        now = self._clock() if now is None else now
+        with self._lock:
+            arrivals, started_s = self._input_lengths.samples(), self._started_s
+        bounds = (start_s, now - self.window_size_seconds, started_s)
+        start_s = max(bound for bound in bounds if bound is not None)
+        return turned_at_s(arrivals, start_s, now)
 
     def look_at_running(self, *, now: float | None = None) -> RunningLook:
         """Return the pace of decode, and prefill's duty, since the last such look.

@@ -206,14 +206,14 @@ class SLOAwareResourceController:
         """Take the window since the last change and learn from it.
 
         What arrives depends on no split: a change does not shorten its window, in which
-        a few seconds of Poisson arrivals look like another load.
+        a few seconds of Poisson arrivals look like another load. A turn of it does.
         """
         current, limits = self._actuator.current_allocation, self.limits
         since_s, slo = now - limits.window_s, self.slo_constraints
-        whole = self._collector.snapshot(now=now, since_s=since_s)
-        snapshot, changed_s = whole, self._state.last_change_s
-        if changed_s is not None and changed_s > since_s:
-            snapshot = self._collector.snapshot(now=now, since_s=changed_s)
+        turned_s = self._collector.arrivals_turned_at_s(since_s, now=now)
+        arrivals = self._collector.snapshot(now=now, since_s=turned_s)
+        since_s = max(since_s, self._state.last_change_s or since_s)
+        snapshot = self._collector.snapshot(now=now, since_s=since_s)
         running = self._collector.look_at_running(now=now)
         snapshot = replace(
             snapshot, running_tpot=running.tpot, prefill_duty=running.prefill_duty
@@ -224,8 +224,8 @@ class SLOAwareResourceController:
             model = self._fitter.observe(snapshot, current, percentile=percentile)
         snapshot = replace(
             snapshot,
-            arrival_rate=whole.arrival_rate,
-            mean_input_length=whole.mean_input_length,
+            arrival_rate=arrivals.arrival_rate,
+            mean_input_length=arrivals.mean_input_length,
         )
         return DecisionInputs(snapshot, current, slo, model, limits, self._state)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from sglang.semi_pd.control.decision_inputs import DECODE, PREFILL, DecisionInputs
 from sglang.semi_pd.control.split_offer import SplitOffer, WorkerSpeeds
@@ -31,8 +32,10 @@ _HIGHEST_LOAD = 0.97
 _TAIL = 0.5
 # Moments of the horizon at which a prompt's wait is looked at.
 _MOMENTS = 8
-# Standard deviation of the logarithm of TPOT between requests, at least.
-_LEAST_SPREAD = 0.05
+# Standard deviation of the logarithm of TPOT between requests under one split and load.
+_SPREAD = 0.05
+# The same of what TPOT will be: the batch of the next seconds is not known better.
+_DOUBT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +137,15 @@ def _share_of_ttft(inputs: DecisionInputs, s_per_token: float) -> float:
 
 
 def _share_of_tpot(inputs: DecisionInputs, tpot_ms: float) -> float:
-    """Part of the running requests whose TPOT would be inside its target.
+    """Part of the requests of the horizon whose TPOT would be inside its target.
 
-    ``tpot_ms`` is at the SLO's percentile. A request's TPOT is a mean over many paces,
-    so requests differ less than the paces of one look do.
+    ``tpot_ms`` is at the SLO's percentile.
     """
-    if tpot_ms <= 0:
+    pace_ms = _pace_ms(inputs)
+    middle_ms = tpot_ms * _paces(inputs).p50_ms / pace_ms if pace_ms else 0.0
+    if not middle_ms:
         return 1.0
-    paces = _paces(inputs)
-    middle = paces.p50_ms / paces.at(inputs.constraints.percentile)
-    spread = max(_LEAST_SPREAD, -math.log(middle) / 3)
-    distance = math.log(inputs.target_ms(DECODE) / (tpot_ms * middle)) / spread
+    distance = math.log(inputs.target_ms(DECODE) / middle_ms) / _DOUBT
     return 0.5 * math.erfc(-distance / math.sqrt(2))
 
 
@@ -179,9 +180,16 @@ def _tpot_ms(
 
 
 def _pace_ms(inputs: DecisionInputs) -> float:
-    """Decode's present time per token, milliseconds; 0 where nothing decodes."""
-    pace = _paces(inputs)
-    return pace.at(inputs.constraints.percentile) if pace.count else 0.0
+    """Decode's present time per token at the SLO's percentile; 0 where nothing decodes.
+
+    A request's TPOT is a mean over many paces. So requests differ less than the paces
+    of one look do, in which one that has just begun may have waited out a chunk.
+    """
+    paces, percentile = _paces(inputs), inputs.constraints.percentile
+    if not paces.count:
+        return 0.0
+    above = _SPREAD * NormalDist().inv_cdf(percentile / 100)
+    return min(paces.at(percentile), paces.p50_ms * math.exp(above))
 
 
 def _paces(inputs: DecisionInputs) -> LatencySummary:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from sglang.semi_pd.slo_types import LatencySummary
 
-# A request that got no token for less than this is no evidence of a stall, seconds.
-_SHORTEST_STALL_S = 0.2
+# Over less time than this a request's pace is chance, and a wait no stall, seconds.
+_LEAST_SPAN_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,10 @@ class DecodePace:
             if tokens is None:
                 continue
             before_s, before = seen.get(request_id, (first_token_s, 1))
+            took_s = now - before_s
+            if took_s < _LEAST_SPAN_S:
+                self._seen[request_id] = (before_s, before)
+                continue
             self._seen[request_id] = (now, tokens)
-            grown, took_s = tokens - before, now - before_s
-            if grown > 0 or took_s >= _SHORTEST_STALL_S:
-                paces_ms.append(1e3 * took_s / max(1, grown))
+            paces_ms.append(1e3 * took_s / max(1, tokens - before))
         return paces_ms
