@@ -10,7 +10,8 @@ Against a server that runs with Semi-PD on this machine (a kill needs its proces
 ``--fault`` needs a server with ``fault_plugin`` on its ``PYTHONPATH`` and the same
 ``FAULT_DIRECTORY`` in its environment as this program.
 
-Exit code 1 if a stream's tokens changed. A seed makes prompts and moments repeatable.
+Workers are struck while they serve. Exit code 1 if a stream's tokens changed. A seed
+makes prompts and moments repeatable.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def main() -> int:
         streams=options.streams,
         tokens=options.tokens,
         seed=options.seed,
+        only_busy=True,
     )
     text = json.dumps(dataclasses.asdict(outcome), indent=1)
     print(text)

@@ -75,9 +75,11 @@ async def events(
                 yield json.loads(text.removeprefix("data:"))
 
 
-async def stream(http: aiohttp.ClientSession, url: str, body: Body) -> Stream:
-    """One streamed ``/generate`` request, to its end."""
-    result = Stream()
+async def stream(
+    http: aiohttp.ClientSession, url: str, body: Body, into: Stream | None = None
+) -> Stream:
+    """One streamed ``/generate`` request, to its end; ``into`` is what it fills."""
+    result = Stream() if into is None else into
     async for piece in events(http, f"{url}/generate", {**body, "stream": True}):
         result.arrivals.append(time.monotonic())
         if "error" in piece:

@@ -69,39 +69,68 @@ def run(  # noqa: PLR0913 - a trial has that many sides
     streams: int = 16,
     tokens: int = 300,
     seed: int = 5,
+    only_busy: bool = False,
 ) -> Outcome:
-    """Disturb ``times`` times, at random moments, while requests run."""
-    return asyncio.run(_run(url, disturb, times, bodies(streams, tokens, seed), seed))
+    """Disturb ``times`` times, at random moments, while requests run.
+
+    With ``only_busy`` some stream has gone on since the disturbance before. Else a pair
+    may be struck before it has answered anything; the server gives up a request that
+    saw several such pairs in a row.
+    """
+    requests = bodies(streams, tokens, seed)
+    return asyncio.run(
+        _run(url, disturb, times, requests, random.Random(seed), only_busy=only_busy)
+    )
 
 
-async def _run(
-    url: str, disturb: Disturb, times: int, requests: list[client.Body], seed: int
+async def _run(  # noqa: PLR0913 - see run
+    url: str,
+    disturb: Disturb,
+    times: int,
+    requests: list[client.Body],
+    source: random.Random,
+    *,
+    only_busy: bool,
 ) -> Outcome:
-    outcome, source = Outcome(), random.Random(seed)
+    outcome = Outcome()
     async with client.session() as http:
 
-        async def all_streams() -> list[client.Stream]:
-            return await asyncio.gather(
-                *(client.stream(http, url, b) for b in requests)
-            )
+        async def all_streams(streams: list[client.Stream]) -> None:
+            pairs = zip(requests, streams, strict=True)
+            await asyncio.gather(*(client.stream(http, url, *pair) for pair in pairs))
 
-        await all_streams()  # what the first run still has to set up
-        began = time.monotonic()
-        undisturbed = await all_streams()
+        def fresh() -> list[client.Stream]:
+            return [client.Stream() for _ in requests]
+
+        await all_streams(fresh())  # what the first run still has to set up
+        undisturbed, began = fresh(), time.monotonic()
+        await all_streams(undisturbed)
         whole = time.monotonic() - began
         outcome.steady_gap_s = _worst_gap(undisturbed)
         while len(outcome.took_s) < times:
-            work = asyncio.create_task(all_streams())
+            streams = fresh()
+            work = asyncio.create_task(all_streams(streams))
             await asyncio.sleep(source.uniform(0.05, 0.6) * whole)
             while len(outcome.took_s) < times and not work.done():
                 at = time.monotonic()
                 await disturb(http, url, outcome)
-                outcome.took_s.append(time.monotonic() - at)
+                over = time.monotonic()
+                outcome.took_s.append(over - at)
+                while only_busy and not (_went_on(streams, over) or work.done()):
+                    await asyncio.sleep(POLL_S)
                 await asyncio.sleep(source.uniform(0.0, 0.3) * whole)
-            streams = await work
+            await work
             outcome.gaps_s.append(_worst_gap(streams))
             outcome.changed += _changes(streams, undisturbed)
     return outcome
+
+
+def _went_on(streams: list[client.Stream], since: float) -> bool:
+    """Whether a stream has had a piece, and has more to come."""
+    return any(
+        one.finish_type is None and one.arrivals and one.arrivals[-1] > since
+        for one in streams
+    )
 
 
 def _worst_gap(streams: list[client.Stream]) -> float:
@@ -115,7 +144,10 @@ def _changes(streams: list[client.Stream], like: list[client.Stream]) -> list[st
         if got != wanted or one.last.get("text") != other.last.get("text"):
             same = [a == b for a, b in zip(got, wanted, strict=False)]
             at = same.index(False) if False in same else len(same)
-            found.append(f"stream {place}: {len(got)}/{len(wanted)} tokens, from {at}")
+            ended = one.last["meta_info"]["finish_reason"]
+            found.append(
+                f"stream {place}: {len(got)}/{len(wanted)} tokens, from {at}; {ended}"
+            )
     return found
 
 
