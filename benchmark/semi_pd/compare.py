@@ -28,7 +28,7 @@ import report
 from loads import LOADS, Load, miniature
 from records import GOOD_ENOUGH, Slo, attainment, read, summary, write
 from steady import Steady
-from systems import SYSTEMS, NotReadyError, RunningServer, gpu_memory_mib
+from systems import SYSTEMS, NotReadyError, RunningServer, end_tidily, gpu_memory_mib
 
 STEP_BATCHES = (1, 32, 128)
 TTFT_PROMPTS = (256, 1024, 4096)
@@ -213,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.common = ["--model-path", options.model_path, *given[cut + 1 :]]
     options.out.mkdir(parents=True, exist_ok=True)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    end_tidily()
     Comparison(options).run()
     return 0
 

@@ -31,7 +31,7 @@ from pathlib import Path
 import shifting_report
 from shifting_client import Server
 from shifting_trial import Trial
-from systems import NotReadyError, RunningServer, System
+from systems import NotReadyError, RunningServer, System, end_tidily
 
 OVERLAPPING = {
     "favouring": ["90/100", "50/100"],
@@ -157,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.deadline = began + options.budget
         options.common = ["--model-path", options.model_path, *given[cut + 1 :]]
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        end_tidily()
         try:
             run(options)
         except (NotReadyError, OSError, RuntimeError, ValueError) as error:

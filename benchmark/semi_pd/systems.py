@@ -188,6 +188,11 @@ class RunningServer:
             return False
 
 
+def end_tidily() -> None:
+    """Let SIGTERM end this program as Ctrl-C does: its servers end first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def gpu_memory_mib() -> list[int]:
     """Memory in use of each GPU; empty without ``nvidia-smi``."""
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
