@@ -12,6 +12,8 @@ environment. What happens is chosen by a file in that directory:
     room     the next prefill worker that starts finds no room for the rest of a prompt,
              twice in a row of each six times that it looks
     full     decode workers lease no page while this file is there
+    poison   while this file is there, the worker that it names (prefill or decode) is
+             ended by SIGABRT when it is to compute a request that begins with POISON
     recover  prefill workers end when they are told what dead ones left, while this file
              is there
 """
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 FAR_BYTES = 1 << 45
+POISON = [13, 13, 13, 13]
 POLL_S = 0.01
 
 
@@ -44,6 +47,8 @@ def register() -> None:
             _lease_none_while(Path(directory) / "full")
         if _is("prefill"):
             _end_at_recovery_while(Path(directory) / "recover")
+        if _is("prefill") or _is("decode"):
+            _abort_at_poison_while(Path(directory) / "poison")
         mine = Path(directory) / str(os.getpid())
         threading.Thread(target=_await, args=(mine,), daemon=True).start()
 
@@ -108,6 +113,24 @@ def _end_at_recovery_while(file: Path) -> None:
     HookRegistry.register(
         "sglang.semi_pd.workers.prefill_succession.PrefillSuccession.recover",
         recover,
+        HookType.AROUND,
+    )
+
+
+def _abort_at_poison_while(file: Path) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    def run_batch(original: Callable[..., Any], *arguments: Any, **others: Any) -> Any:
+        begins = [
+            list(req.origin_input_ids[: len(POISON)]) for req in arguments[1].reqs
+        ]
+        if POISON in begins and file.exists() and _is(file.read_text()):
+            os.abort()
+        return original(*arguments, **others)
+
+    HookRegistry.register(
+        "sglang.srt.managers.scheduler.Scheduler.run_batch",
+        run_batch,
         HookType.AROUND,
     )
 

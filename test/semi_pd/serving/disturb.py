@@ -24,6 +24,8 @@ import workload
 
 RECOVERY_TIMEOUT_S = 300.0
 POLL_S = 0.02
+POISON = [13, 13, 13, 13]
+"""As ``fault_plugin`` has it."""
 
 Disturb = Callable[[aiohttp.ClientSession, str, "Outcome"], Awaitable[None]]
 
@@ -38,6 +40,7 @@ class Outcome:
         took_s: how long each disturbance took, as seen from outside.
         detected_s: from the end of each killed process, which comes when the kernel has
             freed its memory, to the moment the server woke up over it.
+        refused: what a request of the disturbance itself was answered.
         changed: streams whose tokens or text were not those of the undisturbed run.
     """
 
@@ -46,6 +49,7 @@ class Outcome:
     took_s: list[float] = field(default_factory=list)
     detected_s: list[float] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
 
 def bodies(streams: int, tokens: int, seed: int) -> list[client.Body]:
@@ -236,6 +240,21 @@ def dying_early(directory: Path, deaths: int) -> Disturb:
         await _recovered(http, url, wanted, while_under_way=True)
         (directory / "recover").unlink()
         await _recovered(http, url, wanted)
+
+    return disturb
+
+
+def poisoning(directory: Path, role: str) -> Disturb:
+    """One request that brings down each worker of ``role`` that has it: it fails."""
+
+    async def disturb(http: aiohttp.ClientSession, url: str, outcome: Outcome) -> None:
+        prompt = [*POISON, *workload.prompt(40, 99)]
+        (directory / "poison").write_text(role)
+        try:
+            await client.generate(http, url, workload.endless(prompt, 100))
+        except client.RequestFailedError as error:
+            outcome.refused.append(str(error))
+        (directory / "poison").unlink()
 
     return disturb
 

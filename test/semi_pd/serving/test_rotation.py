@@ -151,6 +151,20 @@ def test_pairs_that_die_before_they_begin(server: Server, faults: Path) -> None:
     require_nothing_leaked(server)
 
 
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_request_that_brings_workers_down_fails_alone(
+    server: Server, faults: Path, role: str
+) -> None:
+    """It is found among those that run beside it, and they go on."""
+    poison = disturb.poisoning(faults, role)
+    outcome = disturb.run(server.url, poison, times=1, streams=STREAMS)
+    print(outcome)
+    assert not outcome.changed
+    (refusal,) = outcome.refused
+    assert "pairs of workers died" in refusal
+    require_nothing_leaked(server)
+
+
 def test_a_worker_that_hangs_is_replaced(server: Server) -> None:
     outcome = disturb.run(
         server.url,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.workers.messages import Resume
@@ -25,23 +24,15 @@ if TYPE_CHECKING:
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 
-MOST_FUTILE = 3
-"""A request that saw so many pairs of workers die without a new token is given up."""
-
-
 @dataclass(slots=True)
 class _InFlight:
-    """A request, and how it fared when workers died.
+    """A request.
 
     Attributes:
-        resumed_at: tokens its client had when it was last resumed.
-        futile: deaths in a row without a token in between, of pairs that had it.
         is_aborted: its workers were told to end it.
     """
 
     request: TokenizedGenerateReqInput
-    resumed_at: int = -1
-    futile: int = 0
     is_aborted: bool = False
 
 
@@ -104,6 +95,18 @@ class RequestLedger:
     def __len__(self) -> int:
         return len(self._requests)
 
+    @property
+    def rids(self) -> frozenset[str]:
+        """The ids of all in flight."""
+        return frozenset(self._requests)
+
+    def tokens_of(self, rid: str) -> int | None:
+        """How many tokens a client has; None if its request has ended."""
+        state = self._manager.rid_to_state.get(rid)
+        if rid not in self._requests or state is None or state.finished:
+            return None
+        return len(state.output_ids)
+
     def running(self) -> list[TokenizedGenerateReqInput]:
         """What clients have the first tokens of, as it was sent."""
         states = self._manager.rid_to_state
@@ -126,30 +129,3 @@ class RequestLedger:
                 sent = list(state.output_ids)
                 found.append(Resume(request=entry.request, output_ids=sent))
         return found
-
-    def give_up_hopeless(self, *, had_begun: bool) -> list[AbortReq]:
-        """After a death: the requests that may be the cause, to be answered so.
-
-        One that brings its worker down would bring down every other. A pair that had
-        not begun with them says nothing of any.
-        """
-        hopeless = []
-        for rid, entry in list(self._requests.items()):
-            state = self._manager.rid_to_state.get(rid)
-            has = len(state.output_ids) if state is not None else 0
-            if has != entry.resumed_at:
-                entry.resumed_at, entry.futile = has, 0
-            entry.futile += had_begun
-            if entry.futile > MOST_FUTILE:
-                del self._requests[rid]
-                hopeless.append(AbortReq(rid=rid, finished_reason=_given_up()))
-        return hopeless
-
-
-def _given_up() -> dict[str, Any]:
-    return {
-        "type": "abort",
-        "message": f"{MOST_FUTILE} pairs of workers died while they had this request",
-        "status_code": HTTPStatus.INTERNAL_SERVER_ERROR,
-        "err_type": "InternalServerError",
-    }

@@ -10,6 +10,7 @@ server does is known to decode alone: it generates the tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import zmq.asyncio
 from sglang.semi_pd.server import rehearsal
 from sglang.semi_pd.server.open_questions import OpenQuestions
 from sglang.semi_pd.server.request_ledger import RequestLedger
+from sglang.semi_pd.server.trials import Trials
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers.messages import HasLeft, Introduce, Leave, Recover
 from sglang.semi_pd.workers.worker_spec import input_address
@@ -89,6 +91,8 @@ class RequestRouter:
         self.questions = OpenQuestions()
         self._put_to_leaving: list[Any] = []
         self._lasting: dict[type, Any] = {}
+        to_prefill = partial(self.send_to, InstanceRole.PREFILL)
+        self._trials = Trials(manager, self.ledger, to_prefill)
 
     def send_to(self, role: InstanceRole, message: Any) -> None:
         """Send to the worker of one role."""
@@ -156,12 +160,14 @@ class RequestRouter:
         """Keep what arrives until ``release_to``."""
         if self._held is None:
             self._held = []
+            self._trials.end()
 
     def release_to(self, generation: int, *, had_begun: bool) -> None:
-        """A new pair serves: all requests in flight, then what was kept.
+        """A new pair serves: the requests in flight, then what was kept.
 
         Args:
-            had_begun: whether the pair that died had taken over what was left to it.
+            had_begun: whether the pair that died had taken over what was left to it;
+                else its death says nothing of any request.
         """
         self._close_leaving()
         self._pair.close()
@@ -170,15 +176,13 @@ class RequestRouter:
             self.discard(other)
         held, self._held = self._held or [], None
         held = [*self.questions.unanswered(), *held]
-        # An aborted one ends here: told to workers, its id may begin that of another.
-        hopeless = self.ledger.give_up_hopeless(had_begun=had_begun)
-        for abort in (*hopeless, *self.ledger.aborted()):
-            self._manager._handle_abort_req(abort)
+        if had_begun:
+            self._trials.judge()
+        self._trials.end_aborted(self.ledger.rids)
         running = self.ledger.resumptions()
         # All older ones: those that fell last may not have come to read this.
         sock_send(self._pair.prefill, Recover(range(1, generation), running))
-        for message in running:
-            sock_send(self._pair.prefill, message)
+        self._trials.begin(message.request.rid for message in running)
         for message in held:
             self.send(message)
 
