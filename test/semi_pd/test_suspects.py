@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 import pytest
 from sglang.semi_pd.server import suspects
-from sglang.semi_pd.server.suspects import MOST_FUTILE, Suspects
+from sglang.semi_pd.server.suspects import CHANCE, MOST_ALONE, Suspects
 
 PROGRESS = suspects.LEAST_PROGRESS
 
@@ -53,11 +53,11 @@ class Service:
         return list(self.tokens)
 
 
-def test_a_request_that_sees_a_fourth_pair_die_is_given_up() -> None:
+def test_a_request_that_sees_a_fifth_pair_die_is_given_up() -> None:
     service = Service(["it"], ["it"])
     service.serve()
     assert service.given_up == ["it"]
-    assert service.deaths == MOST_FUTILE + 1
+    assert service.deaths == CHANCE + MOST_ALONE == 5
 
 
 @pytest.mark.parametrize("count", [2, 5, 16, 100])
@@ -76,7 +76,7 @@ def test_only_those_that_bring_workers_down_are_given_up(
     service.serve()
     assert sorted(service.given_up) == sorted(guilty)
     halvings = count.bit_length() + 1
-    assert service.deaths <= fatal * (MOST_FUTILE + halvings)
+    assert service.deaths <= fatal * (CHANCE + MOST_ALONE + halvings)
 
 
 def test_progress_in_between_begins_anew() -> None:
@@ -90,10 +90,10 @@ def test_the_token_that_prefill_gives_is_no_progress() -> None:
     """Else a request that brings decode down would take a pair for each token."""
     service = Service(["it"], [])
     lives = []
-    for _ in range(MOST_FUTILE + 1):
+    for _ in range(CHANCE + MOST_ALONE):
         service.tokens["it"] += 1
         lives.append(bool(service.pair_dies(["it"])))
-    assert lives == [*[True] * MOST_FUTILE, False]
+    assert lives == [True, True, True, True, False]
 
 
 def test_one_death_says_nothing() -> None:
@@ -106,14 +106,38 @@ def test_those_that_were_not_there_are_not_suspected() -> None:
     service = Service(["a", "b", "new"], [])
     for _ in range(2):
         service.pair_dies(["a", "b"])
-    assert service.suspects.next_of(["new", "a", "b"]) == ["a"]
+    assert service.suspects.next_of(["a", "new", "b"]) == ["new"]
     assert not service.suspects.are_cleared()
-    service.tokens["a"] += PROGRESS
+    service.tokens["new"] += PROGRESS
     assert service.suspects.are_cleared()
-    assert service.suspects.next_of(["new", "b"]) == ["b"]
-    del service.tokens["b"]  # it has ended
+    assert service.suspects.next_of(["a", "b"]) == ["a"]
+    assert not service.suspects.are_cleared()
+    del service.tokens["a"]  # it has ended
     assert service.suspects.are_cleared()
-    assert service.suspects.next_of(["new"]) == ["new"]
+    assert service.suspects.next_of(["b"]) == ["b"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_kills_from_outside_end_no_request(seed: int) -> None:
+    """They strike two in five pairs before these have answered anything, and some more
+    of them later."""
+    source = random.Random(seed)
+    rids = [str(number) for number in range(20)]
+    service = Service(rids, [])
+    waiting: list[str] = rids
+    with_pair: set[str] = set()
+    while service.deaths < 200:
+        chosen = service.suspects.next_of(waiting)
+        waiting = [rid for rid in waiting if rid not in chosen]
+        danger = 0.1 if with_pair else 0.4
+        with_pair |= set(chosen)
+        struck = source.random() < danger
+        if not struck:
+            for rid in chosen:
+                service.tokens[rid] += PROGRESS
+        if struck or not waiting:
+            waiting, with_pair = service.pair_dies(with_pair), set()
+    assert not service.given_up
 
 
 def test_a_pair_that_lives_long_is_in_no_danger(

@@ -161,7 +161,7 @@ def test_a_request_that_brings_workers_down_fails_alone(
     print(outcome)
     assert not outcome.changed
     (refusal,) = outcome.refused
-    assert "pairs of workers died" in refusal
+    assert "pair of workers died" in refusal
     require_nothing_leaked(server)
 
 

@@ -4,7 +4,7 @@
 One that makes its worker fail does so again in the next pair, and takes all that run
 beside it with it. So after two deaths in a row without progress in between, those that
 saw both are tried in parts: half of them go on, the others wait until each of these has
-got further, and so on. A pair that dies in between leaves half as many suspects.
+got further, and so on. Who saw most goes last, in the end alone.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-MOST_FUTILE = 3
-"""A request that saw so many pairs die in a row and got no further is given up at the
-next such death, if it is the only one."""
+MOST_ALONE = 4
+"""After so many deaths with nobody else to suspect a request is given up. A few could
+be chance: workers are also killed from outside."""
 CHANCE = 1
-"""So many such deaths in a row say nothing of a request."""
+"""So many deaths in a row without progress say nothing of a request."""
 LEAST_PROGRESS = 2
 """Tokens. Prefill gives one: a request that brings decode down gets it each time."""
 TRIAL_S = 10.0
@@ -31,10 +31,13 @@ class _Record:
     Attributes:
         had: tokens its client had then.
         futile: deaths in a row without progress in between.
+        alone: of these, since several were last suspected together, those where it was
+            the only one.
     """
 
     had: int = 0
     futile: int = 0
+    alone: int = 0
 
 
 class Suspects:
@@ -59,29 +62,32 @@ class Suspects:
                 continue
             record = self._records.setdefault(rid, _Record())
             if tokens >= record.had + LEAST_PROGRESS:
-                record.futile = 0
+                record.futile = record.alone = 0
             record.had = tokens
             record.futile += 1
             if record.futile > CHANCE:
                 stuck.append(rid)
         known = self._records.items()
         self._records = {r: one for r, one in known if self._tokens_of(r) is not None}
-        if len(stuck) == 1 and self._records[stuck[0]].futile > MOST_FUTILE:
-            return stuck[0]
+        if len(stuck) > 1:
+            for record in self._records.values():
+                record.alone = 0
+        elif stuck:
+            self._records[stuck[0]].alone += 1
+            if self._records[stuck[0]].alone >= MOST_ALONE:
+                return stuck[0]
         return None
 
     def next_of(self, waiting: Sequence[str]) -> list[str]:
-        """Which of these go on now: all, or the half of the suspects that has more to
-        say for itself."""
-        futile = {rid: self._futile(rid) for rid in waiting}
-        most = max(futile.values(), default=0)
-        chosen = list(waiting)
-        if most > CHANCE:
-            suspects = [rid for rid in waiting if futile[rid] == most]
-            # Most that fail do so at their first token.
-            suspects.sort(key=lambda rid: -(self._tokens_of(rid) or 0))
-            chosen = suspects[: max(1, len(suspects) // 2)]
-        self._on_trial = {rid: self._tokens_of(rid) or 0 for rid in chosen}
+        """Which of these go on now: all that are beyond suspicion, else half of those
+        that saw the fewest deaths."""
+        chosen = [rid for rid in waiting if self._futile(rid) <= CHANCE]
+        if waiting and not chosen:
+            least = min(map(self._futile, waiting))
+            group = [rid for rid in waiting if self._futile(rid) == least]
+            group.sort(key=self._had, reverse=True)  # most fail at their first token
+            chosen = group[: max(1, len(group) // 2)]
+        self._on_trial = {rid: self._had(rid) for rid in chosen}
         self._began = time.monotonic()
         return chosen
 
@@ -93,6 +99,9 @@ class Suspects:
         return all(
             tokens is None or tokens >= had + LEAST_PROGRESS for tokens, had in now
         )
+
+    def _had(self, rid: str) -> int:
+        return self._tokens_of(rid) or 0
 
     def _futile(self, rid: str) -> int:
         record = self._records.get(rid)

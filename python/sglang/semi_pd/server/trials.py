@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from sglang.semi_pd.server.suspects import MOST_FUTILE, Suspects
+from sglang.semi_pd.server.suspects import Suspects
 from sglang.srt.managers.io_struct import AbortReq
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Trials:
 def _given_up() -> dict[str, Any]:
     return {
         "type": "abort",
-        "message": f"more than {MOST_FUTILE} pairs of workers died of this request",
+        "message": "pair after pair of workers died of this request",
         "status_code": HTTPStatus.INTERNAL_SERVER_ERROR,
         "err_type": "InternalServerError",
     }
