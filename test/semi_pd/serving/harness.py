@@ -25,6 +25,7 @@ import process_table
 import psutil
 import requests
 from free_ports import free_port
+from workload import EAGER
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 LAST_MOMENT_S = 5.0
@@ -137,6 +138,7 @@ class Server:
             "XDG_RUNTIME_DIR": str(self.place / "run"),
             "TMPDIR": str(self.place / "tmp"),
             "PYTHONUNBUFFERED": "1",
+            **EAGER,
         }
         return {**os.environ, **own, **self.environment}
 
