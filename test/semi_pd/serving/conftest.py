@@ -27,11 +27,12 @@ HANG_S = 60.0 if IS_SOAK else 10.0
 FAULT_PLUGIN = REPOSITORY / "benchmark" / "semi_pd" / "fault_plugin"
 POOL_TOKENS = 14_000
 """Enough for the streams of ``disturb`` and a rehearsal; a crowd needs more."""
-_LAST = ("test_start_time", "test_shutdown")
+_LAST = ("test_slo_class_served", "test_start_time", "test_shutdown")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What ends a server comes last; all of it may take its time."""
+    """What ends a server comes last; before it what would wait until the server has had
+    nothing to do for a while. All of it may take its time."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents and not item.get_closest_marker("timeout"):
