@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Servers for the whole session: a plain one, a Semi-PD one, and one that rotates.
 
-They compute with one thread a process: they share few cores with each other and with
-the tests.
-
 Environment, to try the tests themselves:
     SEMI_PD_TEST_FLAGS   flags of the second server, instead of --enable-semi-pd
     SEMI_PD_TEST_MODEL   model of the second server
@@ -20,7 +17,7 @@ from pathlib import Path
 import disturb
 import pytest
 from harness import COMMON_FLAGS, REPOSITORY, Server
-from workload import IS_SOAK
+from workload import IS_SOAK, SERVER_ENVIRONMENT
 
 TIMEOUT_S = 5400 if IS_SOAK else 1200
 HANG_S = 60.0 if IS_SOAK else 10.0
@@ -59,7 +56,6 @@ def _serve(name: str, place: int, model: Path, flags: list[str]) -> Iterator[Ser
         name=name,
         model=model,
         flags=[*COMMON_FLAGS, *flags],
-        environment={"OMP_NUM_THREADS": "1"},
     )
     try:
         yield server.start().wait_ready()
@@ -108,7 +104,7 @@ def rotating(tiny_model: Path, faults: Path) -> Iterator[Server]:
             "--standby-timeout=30",
         ],
         environment={
-            "OMP_NUM_THREADS": "1",
+            **SERVER_ENVIRONMENT,
             "PYTHONPATH": str(FAULT_PLUGIN),
             "FAULT_DIRECTORY": str(faults),
             # Each new worker would compile before its first mask: longer than it lives.
