@@ -32,7 +32,12 @@ Figures = tuple[float, float]
 
 def measure(name: str, model: Path, flags: Sequence[str]) -> Figures:
     """Start one server, note when it is ready, stop it."""
-    server = Server(name=name, model=model, flags=[*COMMON_FLAGS, *flags])
+    server = Server(
+        name=name,
+        model=model,
+        flags=[*COMMON_FLAGS, *flags],
+        environment={},  # not that of the tests: as a user starts it
+    )
     try:
         server.start().wait_ready()
         server.stop()

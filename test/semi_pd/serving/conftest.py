@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One plain server and one Semi-PD server for the whole session.
-
-Both compute with one thread a process: they share few cores with each other and with
-the tests.
+"""Servers for the whole session: a plain one, a Semi-PD one, and one that rotates.
 
 Environment, to try the tests themselves:
     SEMI_PD_TEST_FLAGS   flags of the second server, instead of --enable-semi-pd
@@ -17,16 +14,22 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import disturb
 import pytest
-from harness import COMMON_FLAGS, Server
-from workload import IS_SOAK
+from harness import COMMON_FLAGS, REPOSITORY, Server
+from workload import IS_SOAK, SERVER_ENVIRONMENT
 
 TIMEOUT_S = 5400 if IS_SOAK else 1200
-_LAST = ("test_start_time", "test_shutdown")
+HANG_S = 60.0 if IS_SOAK else 10.0
+FAULT_PLUGIN = REPOSITORY / "benchmark" / "semi_pd" / "fault_plugin"
+POOL_TOKENS = 14_000
+"""Enough for the streams of ``disturb`` and a rehearsal; a crowd needs more."""
+_LAST = ("test_slo_class_served", "test_start_time", "test_shutdown")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What ends a server comes last; all of it may take its time."""
+    """What ends a server comes last; before it what would wait until the server has had
+    nothing to do for a while. All of it may take its time."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents and not item.get_closest_marker("timeout"):
@@ -53,7 +56,6 @@ def _serve(name: str, place: int, model: Path, flags: list[str]) -> Iterator[Ser
         name=name,
         model=model,
         flags=[*COMMON_FLAGS, *flags],
-        environment={"OMP_NUM_THREADS": "1"},
     )
     try:
         yield server.start().wait_ready()
@@ -81,10 +83,49 @@ def semi_pd(tiny_model: Path, second_flags: list[str]) -> Iterator[Server]:
     yield from _serve("semi-pd", 1, model, second_flags)
 
 
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ``fault_plugin`` of the server that rotates looks for what is to fail."""
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="session")
+def rotating(tiny_model: Path, faults: Path) -> Iterator[Server]:
+    """A server whose workers are replaced and killed: ``mps`` on a CPU host."""
+    started = Server(
+        name="rotation",
+        model=tiny_model,
+        flags=[
+            *COMMON_FLAGS,
+            "--enable-semi-pd",
+            "--sm-partition-backend=mps",
+            f"--max-total-tokens={POOL_TOKENS}",
+            f"--worker-hang-timeout={HANG_S:g}",
+            "--standby-timeout=30",
+        ],
+        environment={
+            **SERVER_ENVIRONMENT,
+            "PYTHONPATH": str(FAULT_PLUGIN),
+            "FAULT_DIRECTORY": str(faults),
+            # Each new worker would compile before its first mask: longer than it lives.
+            "TORCHDYNAMO_DISABLE": "1",
+        },
+    )
+    try:
+        started.start().wait_ready()
+        # The first of its kind sets up what it needs: leaks are looked for after it.
+        for how in (disturb.rotating((60, 40)), disturb.killing("decode")):
+            disturb.run(started.url, how, times=1, streams=2, tokens=50)
+        yield started
+        started.stop()
+    finally:
+        started.clean()
+
+
 @pytest.fixture(autouse=True)
 def servers_are_alive(request: pytest.FixtureRequest) -> None:
     """A server that died fails the tests after it quickly, and says so."""
-    for name in ("plain", "semi_pd"):
+    for name in ("plain", "semi_pd", "rotating"):
         if name in request.fixturenames:
             request.getfixturevalue(name).require_alive()
 

@@ -25,6 +25,7 @@ import process_table
 import psutil
 import requests
 from free_ports import free_port
+from workload import SERVER_ENVIRONMENT
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 LAST_MOMENT_S = 5.0
@@ -57,7 +58,7 @@ class Server:
     model: Path
     flags: Sequence[str] = ()
     command: Sequence[str] = (sys.executable, "-m", "sglang.launch_server")
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=SERVER_ENVIRONMENT.copy)
     port: int = 0
     ready_s: float = 0.0
     ready_cpu_s: float = 0.0

@@ -23,7 +23,7 @@ import pytest
 import requests
 from free_ports import free_port
 from harness import REPOSITORY
-from workload import IS_SOAK
+from workload import IS_SOAK, SERVER_ENVIRONMENT
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("needs_semi_pd")]
 
@@ -67,7 +67,7 @@ def shell(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             [*command, *SERVER_FLAGS],
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": path},
+            env={**os.environ, **SERVER_ENVIRONMENT, "PATH": path},
             start_new_session=True,
         )
     try:

@@ -18,14 +18,26 @@ pytestmark = pytest.mark.server
 PROMPTS = 16
 
 
-def answers(model: Path, flags: list[str], bodies: list[Body]) -> list[Answer]:
-    """What a server of its own answers, one request at a time."""
-    server = Server(name=model.name, model=model, flags=[*COMMON_FLAGS, *flags])
+def answers(
+    model: Path, systems: dict[str, list[str]], bodies: list[Body]
+) -> list[list[Answer]]:
+    """What a server of each system answers, one request at a time.
+
+    Side by side while they start: for half of that time a plain one uses one core.
+    """
+    servers = [
+        Server(name=name, model=model, flags=[*COMMON_FLAGS, *flags])
+        for name, flags in systems.items()
+    ]
     with ExitStack() as stack:
-        stack.callback(server.clean)
-        server.start().wait_ready()
-        found = client.stream_all(server.url, bodies, limit=1)
-        server.stop()
+        for server in servers:
+            stack.callback(server.clean)
+            server.start()
+        found = []
+        for server in servers:
+            server.wait_ready()
+            found.append(client.stream_all(server.url, bodies, limit=1))
+            server.stop()
     return found
 
 
@@ -39,8 +51,8 @@ def test_same_tokens_as_plain(other_tiny_model: Path, second_flags: list[str]) -
     """Biases in the projections of attention; routed experts."""
     model = other_tiny_model
     bodies = mixed_requests(PROMPTS, seed=6)
-    expected = answers(model, [], bodies)
-    got = answers(model, second_flags, bodies)
+    systems = {f"plain {model.name}": [], f"second {model.name}": second_flags}
+    expected, got = answers(model, systems, bodies)
     assert any(one["output_ids"] for one in expected)
     found = mismatches(bodies, expected, got)
     assert not found, "\n".join(map(str, found))

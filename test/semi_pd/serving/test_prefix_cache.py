@@ -91,7 +91,6 @@ def small(tiny_model: Path, second_flags: list[str]) -> Iterator[Server]:
             *second_flags,
             f"--max-total-tokens={pool}",
         ],
-        environment={"OMP_NUM_THREADS": "1"},
     )
     try:
         yield server.start().wait_ready()
@@ -154,7 +153,6 @@ def test_without_a_prefix_cache(
         name="no cache",
         model=tiny_model,
         flags=[*COMMON_FLAGS, *second_flags, "--disable-radix-cache"],
-        environment={"OMP_NUM_THREADS": "1"},
     )
     bodies = mixed_requests(24, seed=46)
     try:
@@ -178,7 +176,6 @@ def test_unified_memory_alone(plain: Server, tiny_model: Path) -> None:
         name="unified",
         model=tiny_model,
         flags=[*COMMON_FLAGS, "--enable-unified-memory"],
-        environment={"OMP_NUM_THREADS": "1"},
     )
     found = []
     try:

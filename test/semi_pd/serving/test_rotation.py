@@ -23,7 +23,7 @@ import pytest
 import requests
 import switching
 from compare import mismatches
-from harness import COMMON_FLAGS, REPOSITORY, Server
+from harness import Server
 from held import Held
 from reuse import reused, wrong
 from workload import IS_SOAK, endless, prompt
@@ -33,16 +33,12 @@ pytestmark = pytest.mark.server
 ROTATIONS = 200 if IS_SOAK else 4
 KILLS = 100 if IS_SOAK else 3
 FAILURES = 10 if IS_SOAK else 1
-HANG_S = 60.0 if IS_SOAK else 10.0
 STREAMS = 16 if IS_SOAK else 8
 SETTLE_S = 20.0
 FULL_S = 2.0
 EARLY_DEATHS = 8
 """In a row: had each dead pair kept its slots, the next would find none."""
 DETECTION_S = 0.05
-FAULT_PLUGIN = REPOSITORY / "benchmark" / "semi_pd" / "fault_plugin"
-POOL_TOKENS = 14_000
-"""Enough for the streams of ``disturb`` and a rehearsal; a crowd needs more."""
 CROWD, CROWD_PROMPT, CROWD_TOKENS = 24, 450, 350
 IDS = 8
 LONG_PROMPTS, LONG_PROMPT = 6, 2200
@@ -50,40 +46,9 @@ LONG_PROMPTS, LONG_PROMPT = 6, 2200
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where ``fault_plugin`` looks for what is to fail."""
-    return tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model: Path, faults: Path) -> Iterator[Server]:
-    flags = [flag for flag in COMMON_FLAGS if flag != "--disable-radix-cache"]
-    started = Server(
-        name="rotation",
-        model=tiny_model,
-        flags=[
-            *flags,
-            "--enable-semi-pd",
-            "--sm-partition-backend=mps",
-            f"--max-total-tokens={POOL_TOKENS}",
-            f"--worker-hang-timeout={HANG_S:g}",
-            "--standby-timeout=30",
-        ],
-        environment={
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(FAULT_PLUGIN),
-            "FAULT_DIRECTORY": str(faults),
-        },
-    )
-    try:
-        started.start().wait_ready()
-        # The first of its kind sets up what it needs: leaks are looked for after it.
-        for how in (disturb.rotating((60, 40)), disturb.killing("decode")):
-            disturb.run(started.url, how, times=1, streams=2, tokens=50)
-        yield started
-        started.stop()
-    finally:
-        started.clean()
+def server(rotating: Server) -> Server:
+    """As the trials call it."""
+    return rotating
 
 
 def status_of(server: Server) -> dict[str, Any]:

@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import client
 import pytest
 import switching
 from compare import mismatches
 from disturb import killing, run
-from harness import COMMON_FLAGS, Server
+from harness import Server
 from rehearsing import rotate
 from workload import endless, prompt
 
@@ -31,17 +29,9 @@ PAUSED_S = 2.0
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model: Path) -> Iterator[Server]:
-    flags = [flag for flag in COMMON_FLAGS if flag != "--disable-radix-cache"]
-    flags += ["--enable-semi-pd", "--sm-partition-backend=mps"]
-    # Each new worker would compile for 15 s, on a CPU, before its first mask.
-    eager = {"TORCHDYNAMO_DISABLE": "1"}
-    started = Server(name="state", model=tiny_model, flags=flags, environment=eager)
-    try:
-        yield started.start().wait_ready()
-        started.stop()
-    finally:
-        started.clean()
+def server(rotating: Server) -> Server:
+    """As the trials call it."""
+    return rotating
 
 
 def test_grammars_go_on(server: Server) -> None:

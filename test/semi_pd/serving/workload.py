@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts of random token ids, the same on every run."""
+"""How much the tests ask for; prompts of random token ids, the same on every run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from collections.abc import Sequence
 from client import Body
 
 IS_SOAK = os.environ.get("SEMI_PD_SOAK") == "1"
+SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+"""A process of a server shares few cores with others: threads would wait for each other
+and take the cores meanwhile."""
+if not IS_SOAK:
+    # Else each process compiles for 20 s, on a CPU, before its first mask of a grammar.
+    SERVER_ENVIRONMENT["TORCHDYNAMO_DISABLE"] = "1"
 FIRST_TOKEN, LAST_TOKEN = 3, 511
 LONGEST_PROMPT = 1500
 CHUNK = 512
