@@ -30,7 +30,8 @@ def open_files(process: psutil.Process) -> Counter[str]:
 class Held:
     """What the processes that outlive a worker hold open; what lies in /dev/shm.
 
-    Of the latter, what no process beside the server has open: others come and go.
+    Of the latter, what no process beside the server has open, nor is named after one:
+    others come and go.
     """
 
     descriptors: dict[str, Counter[str]]
@@ -50,9 +51,12 @@ class Held:
         theirs = {
             os.path.basename(name) for name in process_table.named_shared_memory(others)
         }
+        shared = set(os.listdir("/dev/shm")) - theirs
+        # Semaphores of joblib, which a resident has closed and keeps until it ends.
+        numbers = {str(one.pid) for one in others}
         return cls(
             {title: open_files(process) for title, process in staying.items()},
-            frozenset(os.listdir("/dev/shm")) - theirs,
+            frozenset(one for one in shared if not numbers & set(one.split("-"))),
         )
 
     def beyond(self, before: Held) -> list[str]:
