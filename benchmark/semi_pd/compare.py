@@ -28,7 +28,14 @@ import report
 from loads import LOADS, Load, miniature
 from records import GOOD_ENOUGH, Slo, attainment, read, summary, write
 from steady import Steady
-from systems import SYSTEMS, NotReadyError, RunningServer, end_tidily, gpu_memory_mib
+from systems import (
+    SYSTEMS,
+    NotReadyError,
+    RunningServer,
+    end_tidily,
+    gpu_memory_mib,
+    own_and_servers,
+)
 
 STEP_BATCHES = (1, 32, 128)
 TTFT_PROMPTS = (256, 1024, 4096)
@@ -204,13 +211,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; what follows ``--`` are flags of every server."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    cut = given.index("--") if "--" in given else len(given)
-    options = _parser().parse_args(given[:cut])
+    own, flags = own_and_servers(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(own)
     if options.command == "report":
         print(report.make(options))
         return 0
-    options.common = ["--model-path", options.model_path, *given[cut + 1 :]]
+    options.common = ["--model-path", options.model_path, *flags]
     options.out.mkdir(parents=True, exist_ok=True)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     end_tidily()

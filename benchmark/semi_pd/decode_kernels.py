@@ -27,7 +27,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from systems import SYSTEMS, NotReadyError, RunningServer, end_tidily
+from systems import (
+    SYSTEMS,
+    NotReadyError,
+    RunningServer,
+    end_tidily,
+    own_and_servers,
+)
 
 STEPS = 10
 PROMPT, ANSWER = 256, 400
@@ -144,8 +150,7 @@ def look(options: argparse.Namespace, name: str) -> None:
 
 
 def main() -> int:
-    given = sys.argv[1:]
-    cut = given.index("--") if "--" in given else len(given)
+    own, flags = own_and_servers(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model-path", required=True)
@@ -155,8 +160,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--port", type=int, default=31500)
     parser.add_argument("--start-timeout", type=float, default=200.0)
-    options = parser.parse_args(given[:cut])
-    options.common = ["--model-path", options.model_path, *given[cut + 1 :]]
+    options = parser.parse_args(own)
+    options.common = ["--model-path", options.model_path, *flags]
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     end_tidily()
     failed = 0

@@ -31,7 +31,13 @@ from pathlib import Path
 import shifting_report
 from shifting_client import Server
 from shifting_trial import Trial
-from systems import NotReadyError, RunningServer, System, end_tidily
+from systems import (
+    NotReadyError,
+    RunningServer,
+    System,
+    end_tidily,
+    own_and_servers,
+)
 
 OVERLAPPING = {
     "favouring": ["90/100", "50/100"],
@@ -145,17 +151,16 @@ def _check(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; what follows ``--`` are flags of the server."""
     began = time.monotonic()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    cut = given.index("--") if "--" in given else len(given)
+    own, flags = own_and_servers(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
-    options = parser.parse_args(given[:cut])
+    options = parser.parse_args(own)
     if options.command == "run":
         try:
             _check(options)
         except ValueError as error:
             parser.error(str(error))
         options.deadline = began + options.budget
-        options.common = ["--model-path", options.model_path, *given[cut + 1 :]]
+        options.common = ["--model-path", options.model_path, *flags]
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         end_tidily()
         try:

@@ -193,6 +193,12 @@ def end_tidily() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
+def own_and_servers(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments of this program, and what follows ``--``: flags of every server."""
+    cut = given.index("--") if "--" in given else len(given)
+    return list(given[:cut]), list(given[cut + 1 :])
+
+
 def gpu_memory_mib() -> list[int]:
     """Memory in use of each GPU; empty without ``nvidia-smi``."""
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]

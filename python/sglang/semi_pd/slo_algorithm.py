@@ -211,9 +211,10 @@ class SLOAwareResourceController:
         current, limits = self._actuator.current_allocation, self.limits
         since_s, slo = now - limits.window_s, self.slo_constraints
         turned_s = self._collector.arrivals_turned_at_s(since_s, now=now)
-        arrivals = self._collector.snapshot(now=now, since_s=turned_s)
         since_s = max(since_s, self._state.last_change_s or since_s)
-        snapshot = self._collector.snapshot(now=now, since_s=since_s)
+        arrivals = snapshot = self._collector.snapshot(now=now, since_s=since_s)
+        if turned_s != since_s:
+            arrivals = self._collector.snapshot(now=now, since_s=turned_s)
         running = self._collector.look_at_running(now=now)
         snapshot = replace(
             snapshot, running_tpot=running.tpot, prefill_duty=running.prefill_duty

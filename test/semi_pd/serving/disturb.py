@@ -78,8 +78,8 @@ def run(  # noqa: PLR0913 - a trial has that many sides
     """Disturb ``times`` times, at random moments, while requests run.
 
     With ``only_busy`` some stream has gone on since the disturbance before. Else a pair
-    may be struck before it has answered anything; the server gives up a request that
-    saw several such pairs in a row.
+    may be struck before it has answered anything, again and again, and the server may
+    take a request for the cause.
     """
     requests = bodies(streams, tokens, seed)
     return asyncio.run(

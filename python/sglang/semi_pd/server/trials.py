@@ -71,8 +71,8 @@ class Trials:
             self._task = asyncio.ensure_future(self._go_on_in_parts())
 
     def _go_on(self) -> None:
-        chosen = self._suspects.next_of(self._waiting)
-        self._waiting = [rid for rid in self._waiting if rid not in set(chosen)]
+        chosen = dict.fromkeys(self._suspects.next_of(self._waiting))
+        self._waiting = [rid for rid in self._waiting if rid not in chosen]
         for message in self._ledger.resumptions(chosen):
             self._resume(message)
 
