@@ -10,7 +10,7 @@ import shutil
 import pytest
 from sglang.semi_pd.errors import ConfigError, RotationError
 from sglang.semi_pd.partition.fixed_split import FixedSplit, SplitBeforeStart
-from sglang.semi_pd.partition.mps import CONTROL, MPSError
+from sglang.semi_pd.partition.mps import CONTROL, MPSDaemon, MPSError
 from sglang.semi_pd.partition.sm_partition import start_partition
 from sglang.semi_pd.sm_allocation import SMAllocation
 from sglang.semi_pd.utils import InstanceRole
@@ -45,6 +45,23 @@ def test_without_mps_auto_takes_turns_and_says_so(tmp_path, caplog):
         with pytest.raises(MPSError, match=CONTROL) as refused:
             start_partition(asked, "cuda", tmp_path)
         assert refused.value.mend
+
+
+def test_the_daemon_sees_every_gpu_and_its_clients_those_of_the_server(
+    tmp_path, monkeypatch
+):
+    """A daemon that sees GPU 2 alone calls it 0, and its clients would ask for 2."""
+    program = tmp_path / CONTROL  # in the place of NVIDIA's, which needs a GPU
+    program.write_text('#!/bin/sh\nenv > "$CUDA_MPS_PIPE_DIRECTORY/control"\n')
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    daemon = MPSDaemon(tmp_path)
+    daemon.start()
+    seen = (tmp_path / "mps" / "control").read_text()
+    assert "CUDA_MPS_PIPE_DIRECTORY=" in seen
+    assert "CUDA_VISIBLE_DEVICES" not in seen
+    assert "CUDA_VISIBLE_DEVICES" not in daemon.client_environment(100)
 
 
 @pytest.mark.parametrize("asked", ["auto", "green", "mps", "none"])

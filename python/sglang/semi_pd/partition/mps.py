@@ -114,6 +114,9 @@ class MPSDaemon:
     def _environment(self) -> dict[str, str]:
         environment = {**os.environ, **self.client_environment(100)}
         del environment["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"]
+        # A daemon that sees GPU 2 alone calls it 0, and clients that are told to see
+        # GPU 2 as well would see none. So the daemon sees all, its clients theirs.
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
         return environment
 
     def _run(self, command: list[str], typed: str) -> str:
