@@ -23,6 +23,7 @@ GREEN_SPLITS = ((100, 100), (80, 100), (60, 100), (70, 30), (50, 50))
 MPS_SPLITS = ((100, 100), (90, 100), (50, 100), (50, 50))
 """On an H200 an MPS share of 80 % computes wrong; 90 % is the nearest that does not."""
 STOP_S = 25.0
+HEALTH_TIMEOUT_S = 30.0
 ENVIRONMENT = dict(os.environ)
 """Of every server: this process hides the GPU from itself, to take no memory there."""
 
@@ -135,17 +136,20 @@ class RunningServer:
                 env=self._environment(),
                 start_new_session=True,
             )
-        while not self._is_healthy():
-            if self._process.poll() is not None:
-                self.stop()
-                raise NotReadyError(f"{self.system.name} ended while it started")
-            if time.monotonic() - started > timeout_s:
-                self.stop()
-                raise NotReadyError(
-                    f"{self.system.name}: not ready in {timeout_s:.0f} s"
-                )
-            time.sleep(0.5)
+        try:
+            self._await_ready(self._process, started + timeout_s)
+        except BaseException:  # SIGTERM too: nobody else would end it
+            self.stop()
+            raise
         self.ready_s = time.monotonic() - started
+
+    def _await_ready(self, process: subprocess.Popen[bytes], deadline: float) -> None:
+        while not self._is_healthy():
+            if process.poll() is not None:
+                raise NotReadyError(f"{self.system.name} ended while it started")
+            if time.monotonic() > deadline:
+                raise NotReadyError(f"{self.system.name} was not ready in time")
+            time.sleep(0.5)
 
     def is_alive(self) -> bool:
         """Whether its main process runs."""
@@ -181,8 +185,11 @@ class RunningServer:
         }
 
     def _is_healthy(self) -> bool:
+        """Whether it answers a request: the first may wait until kernels are built."""
         try:
-            with urllib.request.urlopen(f"{self.url}/model_info", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"{self.url}/health_generate", timeout=HEALTH_TIMEOUT_S
+            ) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
