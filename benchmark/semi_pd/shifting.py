@@ -5,10 +5,10 @@
 One green server. The load turns between prefill-heavy and decode-heavy; probes set
 how heavy both are and the TPOT target (``shifting_probe``). Then the same requests
 are served with the controller moving the split, under splits that stay, and undivided.
-A split that stays is given up once it cannot reach the best of those before it: what
-it could have reached at most is reported then. Besides: the decode step with the
-controller off and on. Everything is kept in ``shifting.json`` as it is measured; what
-time did not suffice for, ``--more`` adds.
+A split that stays is given up once it must end ten points below the best of those
+before it: what it could have reached at most is reported then. Besides: the decode step
+with the controller off and on. Everything is kept in ``shifting.json`` as it is
+measured; what time did not suffice for, ``--more`` adds.
 
 Caps may overlap, unless ``--disjoint`` gives each SM to one worker, as a server does
 by default: then other splits are the likely ones, and only 100/100 may overlap.

@@ -70,11 +70,13 @@ class Run:
         samples: the server's state, twice a second.
         was_given_up: whether it was ended early; what has not ended by the end of the
             drain has failed, and the run counts.
+        ended_s: when its last requests had ended, or were ended.
     """
 
     flights: list[Flight] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     was_given_up: bool = False
+    ended_s: float = 0.0
 
     @property
     def records(self) -> list[Record]:
@@ -159,6 +161,7 @@ def send_all(
                     break
                 run.was_given_up = is_over(run.flights, now)
                 await asyncio.sleep(0.1)
+            run.ended_s = time.perf_counter() - began
             await _cancel(tasks)
         return run
 

@@ -27,6 +27,9 @@ RUNS = 3.8
 SHORTEST_RUN_S = 40.0
 """With less time left a split that stays is not begun."""
 OUT_OF_TIME = "not completed, out of time"
+CLEARLY_WORSE = 0.1
+"""A split that stays is given up once it must end so far below the best of those before
+it: the controller is compared with the best one and this much more."""
 
 
 class Trial:
@@ -205,7 +208,7 @@ class Trial:
 
     def _static(self, split: str, requests: Sequence[Request], best: float) -> float:
         self._server.move(split)
-        most_misses = (1 - best) * len(requests)
+        most_misses = (1 - best + CLEARLY_WORSE) * len(requests)
         return self._serve(split, requests, self._gives_up(most_misses))
 
     def _gives_up(self, most_misses: float) -> Callable[[list[Flight], float], bool]:
@@ -242,8 +245,7 @@ class Trial:
         if not run.was_given_up:
             share, at_most = attainment(records, self._slo), None
         else:
-            ends_s = max((flight.last_s for flight in run.flights), default=0.0)
-            missed = sum(flight.has_missed(self._slo, ends_s) for flight in run.flights)
+            missed = sum(one.has_missed(self._slo, run.ended_s) for one in run.flights)
             share, at_most = 0.0, 1 - missed / len(requests)
         self.found["runs"].append(
             {

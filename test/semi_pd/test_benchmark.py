@@ -242,6 +242,7 @@ def test_a_run_counts_unless_it_was_given_up(slow_server: Any) -> None:
         slow_server, asked, prompts, drain_s=5.0, is_over=lambda flights, now: now > 0.3
     )
     assert ended.was_given_up and len(ended.records) == 2
+    assert 0.6 <= ended.ended_s < 3, "looked at before each request: the third"
 
 
 def test_streams_are_kept_busy_and_cut_off(slow_server: Any) -> None:
