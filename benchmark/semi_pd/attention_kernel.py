@@ -5,10 +5,12 @@
 One decode step's attention and one product for each of 32 layers of Llama-3.1-8B's
 shape, as a CUDA graph: over memory of its own, over the same amount mapped by CUDA IPC,
 and that as the client of an MPS daemon. No server is started. With several orders it
-also shows what it costs that a request's pages do not follow each other.
+also shows what it costs that a request's pages do not follow each other; with several
+priorities, that the graph was captured on a stream that goes first.
 
     python benchmark/semi_pd/attention_kernel.py --batch 1 32
     python benchmark/semi_pd/attention_kernel.py --order ascending descending scattered
+    python benchmark/semi_pd/attention_kernel.py --priority 0 -1 -3 --batch 1 32
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +114,7 @@ def in_order(order: str, batch: int, length: int, tokens: int) -> Any:
 
 
 def use(options: argparse.Namespace, batch: int, handles: Path | None) -> None:
-    """Print milliseconds of a step and microseconds of its kernels, for each order."""
+    """Print milliseconds of a step and microseconds of its kernels, for each case."""
     import torch
     from sgl_kernel.flash_attn import flash_attn_with_kvcache
     from torch.profiler import ProfilerActivity, profile
@@ -149,14 +152,14 @@ def use(options: argparse.Namespace, batch: int, handles: Path | None) -> None:
                 softmax_scale=HEAD_DIM**-0.5,
             )
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        step()
-    for order in options.order:
+    for priority, order in product(options.priority, options.order):
+        stream = torch.cuda.Stream(priority=priority)
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            step()
         pages[:, :length] = in_order(order, batch, length, options.tokens)
         graph.replay()
         torch.cuda.synchronize()
@@ -173,7 +176,8 @@ def use(options: argparse.Namespace, batch: int, handles: Path | None) -> None:
             for event in seen.key_averages()
             if event.count >= LAYERS
         }
-        said = {"order": order, "step_ms": step_ms, "kernels_us": kernels}
+        about = {"priority": priority, "order": order}
+        said = {**about, "step_ms": step_ms, "kernels_us": kernels}
         print(json.dumps(said), flush=True)
 
 
@@ -196,6 +200,7 @@ def measure(options: argparse.Namespace, directory: Path) -> None:
             for batch in options.batch:
                 command = [*me, "--length", str(options.length), "--use", str(batch)]
                 command += ["--order", *options.order]
+                command += ["--priority", *map(str, options.priority)]
                 command += ["--handles", str(handles)] if lender else []
                 environment = os.environ | (mps if "MPS" in place else {})
                 print(f"{place}, batch {batch}:", flush=True)
@@ -221,6 +226,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=760_000, help="of the KV cache")
     parser.add_argument(
         "--order", nargs="+", choices=ORDERS, default=["ascending"], help="of pages"
+    )
+    parser.add_argument(
+        "--priority", type=int, nargs="+", default=[0], help="of streams: 0 to -3"
     )
     parser.add_argument("--lend", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--use", type=int, help=argparse.SUPPRESS)
