@@ -159,3 +159,4 @@ def test_times_are_in_order(semi_pd: Server) -> None:
     times = [meta[name] for name in way]
     since = {name: round(meta[name] - times[0], 3) for name in way}
     assert times == sorted(times), since
+    assert 0 <= meta["queue_time"] <= meta["forward_entry_time"] - times[0], meta

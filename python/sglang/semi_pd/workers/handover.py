@@ -176,6 +176,7 @@ def handover_of(req: Req, loan: Loan, *, is_settled: bool) -> Handover:
         cached_tokens=req.cached_tokens,
         logprob=_portable(req.logprob) if req.return_logprob else None,
         times=PrefillTimes(
+            req.time_stats.wait_queue_entry_time,
             req.time_stats.forward_entry_time,
             req.time_stats.prefill_finished_time,
         ),
@@ -207,6 +208,8 @@ def adopt(req: Req, handover: Handover, row: int) -> None:
     req.time_stats.prefill_finished_time = handover.times.prefill_finished_time
     req.time_stats.has_timing_data = True  # the main process wants it with the output
     req.time_stats.set_wait_queue_entry_time()
+    # The client is told how long it waited for its first forward, which was prefill's.
+    req.time_stats.wait_queue_entry_time = handover.times.wait_queue_entry_time
 
 
 def find_row(table: BlockTable, label: int, meanwhile: Callable[[], None]) -> int:
