@@ -14,6 +14,8 @@ environment. What happens is chosen by a file in that directory:
     full     decode workers lease no page while this file is there
     poison   while this file is there, the worker that it names (prefill or decode) is
              ended by SIGABRT when it is to compute a request that begins with POISON
+    still    the worker that it names does nothing for a while when it is to compute its
+             next batch; this file goes with it
     recover  prefill workers end when they are told what dead ones left, while this file
              is there
 """
@@ -32,6 +34,7 @@ from typing import Any
 FAR_BYTES = 1 << 45
 POISON = [13, 13, 13, 13]
 POLL_S = 0.01
+STILL_S = 7.0
 
 
 def register() -> None:
@@ -48,7 +51,7 @@ def register() -> None:
         if _is("prefill"):
             _end_at_recovery_while(Path(directory) / "recover")
         if _is("prefill") or _is("decode"):
-            _abort_at_poison_while(Path(directory) / "poison")
+            _hinder_batches(Path(directory) / "poison", Path(directory) / "still")
         mine = Path(directory) / str(os.getpid())
         threading.Thread(target=_await, args=(mine,), daemon=True).start()
 
@@ -88,6 +91,13 @@ def _is(role: str) -> bool:
     return f"semi_pd_{role}" in setproctitle.getproctitle()
 
 
+def _names_this(file: Path) -> bool:
+    """Whether the file is there and this is the worker that it names."""
+    with contextlib.suppress(FileNotFoundError):
+        return _is(file.read_text())
+    return False
+
+
 def _lease_none_while(file: Path) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
@@ -117,15 +127,17 @@ def _end_at_recovery_while(file: Path) -> None:
     )
 
 
-def _abort_at_poison_while(file: Path) -> None:
+def _hinder_batches(poison: Path, still: Path) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     def run_batch(original: Callable[..., Any], *arguments: Any, **others: Any) -> Any:
         begins = [
             list(req.origin_input_ids[: len(POISON)]) for req in arguments[1].reqs
         ]
-        if POISON in begins and file.exists() and _is(file.read_text()):
+        if POISON in begins and _names_this(poison):
             os.abort()
+        if _names_this(still) and _take(still):
+            time.sleep(STILL_S)
         return original(*arguments, **others)
 
     HookRegistry.register(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import statistics
 import time
@@ -138,6 +139,23 @@ def test_a_worker_that_hangs_is_replaced(server: Server) -> None:
         streams=STREAMS,
     )
     assert not outcome.changed
+    require_nothing_leaked(server)
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_worker_that_stands_still_says_where(
+    server: Server, faults: Path, role: str
+) -> None:
+    """It goes on by itself, before it is replaced."""
+    died, printed = deaths(server), len(server.log())
+    (faults / "still").write_text(role)
+    asked = [endless(prompt(20, 90), 8)]
+    answers = client.generate_all(server.url, asked)
+    assert not mismatches(asked, client.generate_all(server.url, asked), answers)
+    said = server.log()[printed:]
+    assert f"semi_pd_{role} (pid " in said and "has stood still for 5." in said
+    assert re.search(r"fault_plugin\.py\W+line \d+ in run_batch", said)
+    assert deaths(server) == died
     require_nothing_leaked(server)
 
 

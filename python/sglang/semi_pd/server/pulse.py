@@ -27,14 +27,16 @@ class Pulse:
         for _, heartbeat in self._workers:
             heartbeat.close()
 
-    def silent(self, timeout_s: float) -> Worker | None:
-        """A worker whose heart has not beaten for so long."""
+    def silences(self) -> dict[Worker, float]:
+        """For how many seconds each heart has been seen not to beat."""
         now = time.monotonic()
         for worker, heartbeat in self._workers:
             count = heartbeat.read()
-            last, at = self._seen[worker]
-            if count != last:
+            if count != self._seen[worker][0]:
                 self._seen[worker] = (count, now)
-            elif now - at > timeout_s:
-                return worker
-        return None
+        return {worker: now - at for worker, (_, at) in self._seen.items()}
+
+    def silent(self, timeout_s: float) -> Worker | None:
+        """A worker whose heart has not beaten for so long."""
+        silences = self.silences().items()
+        return next((one for one, for_s in silences if for_s > timeout_s), None)

@@ -24,6 +24,7 @@ from sglang.semi_pd.errors import RotationError, SemiPDError, WorkerStartError
 from sglang.semi_pd.server.pulse import Pulse
 from sglang.semi_pd.server.recovery import Recovery
 from sglang.semi_pd.server.rotation import Rotation
+from sglang.semi_pd.server.standstill import Standstills
 from sglang.semi_pd.server.worker import Worker
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Supervisor:
         )
         self._rotation: Rotation | None = None
         self._pulse = Pulse(())
+        self._standstills = Standstills(patience.hang_s)
         self._woke_at = time.time()
         self.recovery = Recovery(group, switchboard, allocation)
 
@@ -195,8 +197,11 @@ class Supervisor:
             if worker in alive or (leaving and self._may_have_ended(worker)):
                 continue
             return f"{_named(worker)} ended with exit code {_exit_code(worker)}"
+        if leaving:
+            return ""
+        self._standstills.look(self._pulse)
         hang_s = self._patience.hang_s
-        silent = None if leaving else self._pulse.silent(hang_s)
+        silent = self._pulse.silent(hang_s)
         if silent is None:
             return ""
         return f"{_named(silent)} has stood still for {hang_s:.0f} s"
@@ -259,6 +264,7 @@ class Supervisor:
     def _watch_pair(self) -> None:
         self._pulse.close()
         self._pulse = Pulse(self._group.pair.workers)
+        self._standstills = Standstills(self._patience.hang_s)
 
     def _wake(self) -> None:
         try:

@@ -14,7 +14,7 @@ import torch
 from sglang.semi_pd.launch.start_progress import Failure, Phase
 from sglang.semi_pd.partition.cpu_share import take_cores
 from sglang.semi_pd.utils import InstanceRole
-from sglang.semi_pd.workers import numerics_gate
+from sglang.semi_pd.workers import numerics_gate, standstill
 
 if TYPE_CHECKING:
     from sglang.semi_pd.workers.green_forward import GreenForward
@@ -66,6 +66,7 @@ def _run_scheduler(spec: WorkerSpec, ready: Connection) -> None:
     from sglang.semi_pd.workers.upstream_hooks import install_worker
     from sglang.srt.managers import scheduler as upstream
 
+    standstill.tell_on_signal()
     scheduler_class = _scheduler_class(spec.role)
     device = torch.device(spec.device)
     forwards = _enter_gpu(spec, device) if device.type == "cuda" else None
