@@ -41,8 +41,10 @@ class TakeSMs:
 
 @dataclass(frozen=True, slots=True)
 class PrefillTimes:
-    """When prefill got the prompt and computed it: ``time.perf_counter()``, one clock for
-    the host."""
+    """When prefill got a prompt and computed it.
+
+    Of ``time.perf_counter()``: one clock for the host.
+    """
 
     wait_queue_entry_time: float
     forward_entry_time: float
