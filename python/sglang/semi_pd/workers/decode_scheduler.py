@@ -89,7 +89,7 @@ class DecodeScheduler(DecodeSuccession):
     def init_output_streamer(self) -> None:
         super().init_output_streamer()
         streamer: SchedulerOutputStreamer = self.output_streamer
-        self.output_streamer: SchedulerOutputStreamer = NewsStreamer.like(streamer)
+        self.output_streamer: NewsStreamer = NewsStreamer.like(streamer)
 
     def receive(self, handover: Handover) -> None:
         """Adopt a request as soon as upstream has built it."""
@@ -204,6 +204,9 @@ class DecodeScheduler(DecodeSuccession):
         reqs = (*running_batch.reqs, *self.waiting_queue)
         if self._room.must_wait(reqs, is_last=running_batch.batch_size() < 2):
             return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+        if self.enable_overlap and self.last_batch:
+            with self.output_streamer.with_next_result():
+                return super().get_next_disagg_decode_batch_to_run(running_batch)
         return super().get_next_disagg_decode_batch_to_run(running_batch)
 
     def on_idle(self) -> None:

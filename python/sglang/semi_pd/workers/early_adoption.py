@@ -6,8 +6,8 @@ come at once. Done between two steps it delays every stream; done while the sche
 waits for a step's result it delays nothing, and between two steps only the joining is
 left.
 
-The first token of a request leaves when it joins, not when it is adopted: it would
-come up to a step earlier, and the gap behind it would be longer by the same time.
+The first token of a request does not leave when it is adopted, nor when it joins
+(``news_streamer``): the gap behind it would be longer by the same time.
 """
 
 from __future__ import annotations

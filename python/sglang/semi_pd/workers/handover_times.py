@@ -8,7 +8,7 @@ decode has built the request:
     wait        until decode takes it from its socket; the pipe is in it
     adopt       until the request is built
     total       the three together
-    join        then, until the request joins decode's batch and its first token leaves
+    join        then, until the request joins decode's batch
 
 What a decode worker passes on to its successor has been running: that is not counted.
 """
