@@ -41,10 +41,7 @@ class TakeSMs:
 
 @dataclass(frozen=True, slots=True)
 class PrefillTimes:
-    """When prefill got a prompt and computed it.
-
-    Of ``time.perf_counter()``: one clock for the host.
-    """
+    """When prefill got and computed a prompt: ``time.perf_counter()``, of the host."""
 
     wait_queue_entry_time: float
     forward_entry_time: float
