@@ -19,6 +19,7 @@ import time
 
 import aiohttp
 from loads import FIRST_TOKEN
+from record_run import one_request
 from records import percentile
 
 READ_BUFFER = 10 << 20
@@ -26,22 +27,8 @@ WARM_UP = 0.2
 """Part of the requests, the first, that does not count."""
 
 
-async def stamps(
-    http: aiohttp.ClientSession, url: str, prompt: list[int], tokens: int
-) -> list[float]:
-    """When one request was sent, and when each piece of its answer came."""
-    sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
-    body = {"input_ids": prompt, "stream": True, "sampling_params": sampling}
-    found = [time.perf_counter()]
-    async with http.post(url, json=body) as answer:
-        answer.raise_for_status()
-        async for line in answer.content:
-            if line.startswith(b"data: {"):
-                found.append(time.perf_counter())
-    return found
-
-
 async def run(options: argparse.Namespace) -> list[list[float]]:
+    """When each request was sent, and when each piece of its answer came."""
     source = random.Random(options.seed)
     ids = range(FIRST_TOKEN, options.vocabulary)
     timeout = aiohttp.ClientTimeout(total=None)
@@ -53,9 +40,16 @@ async def run(options: argparse.Namespace) -> list[list[float]]:
     ) as http:
         tasks, ends = [], time.perf_counter() + options.seconds
         while time.perf_counter() < ends:
-            prompt = source.choices(ids, k=options.input)
-            answering = stamps(http, url, prompt, options.output)
-            tasks.append(asyncio.create_task(answering))
+            body = {
+                "input_ids": source.choices(ids, k=options.input),
+                "stream": True,
+                "sampling_params": {
+                    "temperature": 0,
+                    "max_new_tokens": options.output,
+                    "ignore_eos": True,
+                },
+            }
+            tasks.append(asyncio.create_task(one_request(http, url, body)))
             await asyncio.sleep(source.expovariate(options.rate))
         return await asyncio.gather(*tasks)
 
