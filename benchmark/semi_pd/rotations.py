@@ -3,10 +3,11 @@
 """What clients notice of rotations under load: gaps, first tokens, seconds, tokens.
 
 Sends one of the benchmark's loads to a running Semi-PD server, first with the split at
-rest, then while it rotates between the given splits again and again. A rotation's worst
-gap is that of any stream, from the request for the split until a second after it
-serves. Splits that give prefill the same share leave first tokens comparable. A seed
-repeats arrivals and lengths; tokens differ from run to run.
+rest, then while it rotates between the given splits again and again, then with the last
+split at rest. A rotation's worst gap is that of any stream, from the request for the
+split until a second after it serves. An odd number of rotations, from the second split
+to the first and back, leaves both at rest once: what clients notice while it rotates is
+compared with both. A seed repeats arrivals and lengths; tokens differ from run to run.
 
     python benchmark/semi_pd/rotations.py --port 30000 --load mixed --rate 12 \\
         --splits 50/30 50/50 --times 20 --out rotations.json
@@ -35,6 +36,8 @@ MOMENTS_S = (-1e3, -4.0, -2.0, -1.0, -0.5, -0.3, 0.0, 0.3, 0.6, AFTER_S)
 """From when a new split served: first tokens are told apart by when a request came."""
 READ_BUFFER = 1 << 24
 KEEPALIVE_S = 2.0  # less than the server's: it may not close what is used again
+Span = tuple[float, float]
+"""From when to when, in seconds since the load began."""
 
 
 @dataclass
@@ -83,13 +86,13 @@ class Client:
         self._tokens = (
             random.Random()
         )  # else a run finds another's prompts in the cache
-        self._began = time.perf_counter()
+        self.began = time.perf_counter()
         self._ends = False
         self.streams: list[Stream] = []
         self.failures: list[str] = []
 
     def now(self) -> float:
-        return time.perf_counter() - self._began
+        return time.perf_counter() - self.began
 
     async def keep_up(self, load: Load) -> None:
         """Poisson arrivals until ``finish``; then wait for every stream."""
@@ -126,6 +129,12 @@ class Client:
         if stream.tokens != tokens:
             self.failures.append(f"{stream.tokens} of {tokens} tokens: {end}")
 
+    async def rest(self, seconds: float) -> Span:
+        """From when to when the split stayed."""
+        began = self.now()
+        await asyncio.sleep(seconds)
+        return began, self.now()
+
     async def rotate(self, split: str) -> Rotation:
         prefill, decode = (int(part) for part in split.split("/"))
         body = {"prefill_percentage": prefill, "decode_percentage": decode}
@@ -145,17 +154,22 @@ def percentile(values: Iterable[float], percent: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
-def between(streams: list[Stream], begin: float, end: float) -> dict[str, float]:
-    """What streams saw in a span of time."""
+def is_within(moment: float, spans: Iterable[Span]) -> bool:
+    return any(begin <= moment < end for begin, end in spans)
+
+
+def between(streams: list[Stream], *spans: Span) -> dict[str, float]:
+    """What streams saw in spans of time."""
     gaps = [
         (gap, at)
         for one in streams
         for at, gap in one.gaps()
-        if begin <= at - gap < end
+        if is_within(at - gap, spans)
     ]
     worst, at = max(gaps, default=(0.0, 0.0))
-    first = [s.ttft_ms for s in streams if s.stamps and begin <= s.sent < end]
+    first = [s.ttft_ms for s in streams if s.stamps and is_within(s.sent, spans)]
     return {
+        "requests": len(first),
         "worst_gap_ms": 1e3 * worst,
         "worst_gap_at_s": at,
         "gap_p99_ms": 1e3 * percentile((gap for gap, _ in gaps), 99),
@@ -200,9 +214,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         load = miniature(LOADS[options.load], options.divide)
         sending = asyncio.create_task(client.keep_up(load))
         await asyncio.sleep(options.warm_up)
-        steady_from = client.now()
-        await asyncio.sleep(options.steady)
-        steady_to = client.now()
+        steady = [await client.rest(options.steady)]
         rotations = []
         for turn in range(options.times):
             if client.now() > options.longest:
@@ -210,10 +222,12 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
             split = options.splits[turn % len(options.splits)]
             rotations.append(await client.rotate(split))
             await asyncio.sleep(options.pause)
+        await asyncio.sleep(AFTER_S)
+        steady.append(await client.rest(options.steady))
         client.finish()
         await sending
     for one in rotations:
-        seen = between(client.streams, one.asked, one.served + AFTER_S)
+        seen = between(client.streams, (one.asked, one.served + AFTER_S))
         one.took_s = one.served - one.asked
         one.worst_gap_ms = seen["worst_gap_ms"]
         one.worst_gap_at_s = seen["worst_gap_at_s"] - one.served
@@ -223,8 +237,11 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         "command": sys.argv,
         "requests": len(client.streams),
         "failures": client.failures,
-        "steady": between(client.streams, steady_from, steady_to),
-        "while rotating": between(client.streams, began, ended),
+        "began": client.began,
+        "steady": between(client.streams, *steady),
+        "steady, first split": between(client.streams, steady[0]),
+        "steady, last split": between(client.streams, steady[1]),
+        "while rotating": between(client.streams, (began, ended)),
         "by arrival": by_arrival(client.streams, rotations),
         "rotations": [asdict(one) for one in rotations],
     }
@@ -241,7 +258,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--splits", nargs="+", metavar="PREFILL/DECODE", required=True)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--warm-up", type=float, default=20.0, help="seconds")
-    parser.add_argument("--steady", type=float, default=20.0, help="seconds")
+    parser.add_argument("--steady", type=float, default=20.0, help="seconds, twice")
     parser.add_argument("--pause", type=float, default=5.0, help="seconds")
     parser.add_argument("--longest", type=float, default=1e9, help="seconds, then stop")
     parser.add_argument("--seed", type=int, default=0)
@@ -253,7 +270,9 @@ def main() -> int:
     options = parse()
     outcome = asyncio.run(run(options))
     options.out.write_text(json.dumps(outcome, indent=1))
-    for name in ("steady", "while rotating"):
+    for name in outcome:
+        if not name.startswith(("steady", "while")):
+            continue
         print(name, {key: round(value, 1) for key, value in outcome[name].items()})
     for part in outcome["by arrival"]:
         print({key: round(value, 1) for key, value in part.items()})
