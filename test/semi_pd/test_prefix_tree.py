@@ -301,9 +301,9 @@ def succeed(pair: Pair, generation: int = 2) -> Worker:
 
 def bequeath(pair: Pair, old: Worker) -> None:
     """The predecessor leaves: its pages, then what is in them."""
-    from sglang.semi_pd.workers.messages import Heritage
     from sglang.semi_pd.workers.prefix_tree import export_paths
     from sglang.semi_pd.workers.succession import inherit
+    from sglang.semi_pd.workers.succession_messages import Heritage
 
     paths, lent = export_paths(old.tree), pair.predecessor.still_lent()
     old.allocator.return_unused()

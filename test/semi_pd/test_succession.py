@@ -29,7 +29,7 @@ def pair(no_published_args: None) -> Pair:
 
 
 def resume(rid: str = "r", answer: list[int] = ANSWER) -> Any:
-    from sglang.semi_pd.workers.messages import Resume
+    from sglang.semi_pd.workers.succession_messages import Resume
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -57,8 +57,8 @@ def start(pair: Pair, generation: int) -> Worker:
 
 
 def recover(one: Worker, generation: int, running: list[Any]) -> None:
-    from sglang.semi_pd.workers.messages import Recover
     from sglang.semi_pd.workers.succession import recover
+    from sglang.semi_pd.workers.succession_messages import Recover
 
     message = Recover(range(1, generation), running)
     recover(pickle.loads(pickle.dumps(message)), one.table, one.tree, one.rows)

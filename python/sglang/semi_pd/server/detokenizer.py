@@ -12,10 +12,11 @@ from typing import Any
 
 import zmq
 from sglang.semi_pd.server.sender_watch import SenderWatch
-from sglang.semi_pd.workers.messages import (
+from sglang.semi_pd.workers.succession_messages import (
     DrainOutputs,
     HasLeft,
     IsIntroduced,
+    NotBegun,
     OutputsDrained,
 )
 from sglang.srt.managers.detokenizer_manager import (
@@ -44,6 +45,7 @@ class SemiPDDetokenizer(DetokenizerManager):
                 (DrainOutputs, self.drain),
                 (HasLeft, lambda message: message),
                 (IsIntroduced, lambda message: message),
+                (NotBegun, lambda message: message),
             ]
         )
 

@@ -21,7 +21,13 @@ from sglang.semi_pd.server.open_questions import OpenQuestions
 from sglang.semi_pd.server.request_ledger import RequestLedger
 from sglang.semi_pd.server.trials import Trials
 from sglang.semi_pd.utils import InstanceRole
-from sglang.semi_pd.workers.messages import HasLeft, Introduce, Leave, Recover
+from sglang.semi_pd.workers.succession_messages import (
+    HasLeft,
+    Introduce,
+    Leave,
+    NotBegun,
+    Recover,
+)
 from sglang.semi_pd.workers.worker_spec import input_address
 from sglang.srt.managers.io_struct import (
     AbortReq,
@@ -145,6 +151,11 @@ class RequestRouter:
             sock_send(self._pair.prefill, message)
         for abort in self.ledger.aborts_to_repeat():
             self.send(abort)
+
+    def pass_on(self, message: NotBegun) -> None:
+        """These have not been begun by a worker that leaves."""
+        if self._leaving is not None and self._held is None:
+            self.begin_again(message.request_ids)
 
     def finish_switch(self) -> None:
         """The old pair has left; what it has not answered yet it will not."""

@@ -19,7 +19,7 @@ from sglang.semi_pd.launch.start_progress import Phase
 from sglang.semi_pd.server.pulse import Pulse
 from sglang.semi_pd.server.worker import Worker
 from sglang.semi_pd.utils import InstanceRole
-from sglang.semi_pd.workers.messages import (
+from sglang.semi_pd.workers.succession_messages import (
     HasLeft,
     IsIntroduced,
     Recover,

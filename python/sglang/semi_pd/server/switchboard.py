@@ -22,11 +22,12 @@ from sglang.semi_pd.server.rehearsal import Rehearsal
 from sglang.semi_pd.server.request_router import RequestRouter
 from sglang.semi_pd.server.sender_watch import SenderWatch
 from sglang.semi_pd.utils import InstanceRole
-from sglang.semi_pd.workers.messages import (
+from sglang.semi_pd.workers.messages import MakeRoom
+from sglang.semi_pd.workers.succession_messages import (
     DrainOutputs,
     HasLeft,
     IsIntroduced,
-    MakeRoom,
+    NotBegun,
     OutputsDrained,
     Rehearsed,
 )
@@ -90,6 +91,7 @@ class Switchboard:
             [
                 (HasLeft, self._note_left),
                 (IsIntroduced, self._heard),
+                (NotBegun, self.router.pass_on),
                 (OutputsDrained, self._note_drained),
             ]
         )

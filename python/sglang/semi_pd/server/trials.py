@@ -16,7 +16,7 @@ from sglang.srt.managers.io_struct import AbortReq
 
 if TYPE_CHECKING:
     from sglang.semi_pd.server.request_ledger import RequestLedger
-    from sglang.semi_pd.workers.messages import Resume
+    from sglang.semi_pd.workers.succession_messages import Resume
     from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
 POLL_S = 0.02

@@ -15,7 +15,7 @@ from sglang.semi_pd.workers.continuation import (
     continue_from,
     pad_logprobs,
 )
-from sglang.semi_pd.workers.messages import Resume
+from sglang.semi_pd.workers.succession_messages import Resume
 
 if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput

@@ -26,9 +26,10 @@ from sglang.semi_pd.workers.borrowing_cache import (
 from sglang.semi_pd.workers.decode_room import DecodeRoom, put_all_aside
 from sglang.semi_pd.workers.decode_succession import DecodeSuccession
 from sglang.semi_pd.workers.handover import adopt, flush, socket_of
-from sglang.semi_pd.workers.messages import Handover, LastGiveBack, Leave, Loan
+from sglang.semi_pd.workers.messages import Handover, Loan
 from sglang.semi_pd.workers.news_streamer import NewsStreamer
 from sglang.semi_pd.workers.penalties import count_adopted, count_as_undivided
+from sglang.semi_pd.workers.succession_messages import LastGiveBack, Leave
 from sglang.semi_pd.workers.worker_scheduler import BATCH
 from sglang.semi_pd.workers.worker_spec import give_back_address
 from sglang.srt.managers.io_struct import AbortReq, GetInternalStateReq, sock_send

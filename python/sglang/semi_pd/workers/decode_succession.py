@@ -14,8 +14,8 @@ from sglang.semi_pd.utils import InstanceRole, row_label
 from sglang.semi_pd.workers.early_adoption import EarlyAdoption
 from sglang.semi_pd.workers.handover import find_row, flush, handover_of, socket_of
 from sglang.semi_pd.workers.introduction import Acquaintances, Introductions
-from sglang.semi_pd.workers.messages import (
-    Handover,
+from sglang.semi_pd.workers.messages import Handover
+from sglang.semi_pd.workers.succession_messages import (
     HasLeft,
     Introduce,
     Introduced,

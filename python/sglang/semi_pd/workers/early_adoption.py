@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 from sglang.semi_pd.workers.handover_times import HandoverTimes
-from sglang.semi_pd.workers.messages import Handover, PassedOn
+from sglang.semi_pd.workers.messages import Handover
+from sglang.semi_pd.workers.succession_messages import PassedOn
 from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
 from sglang.srt.managers.io_struct import sock_recv
 

@@ -18,13 +18,9 @@ from sglang.semi_pd.errors import SemiPDError
 from sglang.semi_pd.memory.id_pool import Ids
 from sglang.semi_pd.utils import InstanceRole, row_label
 from sglang.semi_pd.workers.continuation import accept_by_grammar, continue_from
-from sglang.semi_pd.workers.messages import (
-    Handover,
-    LastHandover,
-    Loan,
-    PrefillTimes,
-)
+from sglang.semi_pd.workers.messages import Handover, Loan, PrefillTimes
 from sglang.semi_pd.workers.slots import pages_of
+from sglang.semi_pd.workers.succession_messages import LastHandover
 from sglang.semi_pd.workers.worker_spec import handover_address
 from sglang.srt.managers.io_struct import AbortReq, sock_send
 from sglang.srt.managers.schedule_batch import Req, ReqKvInfo, ReqLogprob

@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from sglang.semi_pd.workers.messages import Handover, Introduced, PassedOn
+from sglang.semi_pd.workers.messages import Handover
+from sglang.semi_pd.workers.succession_messages import Introduced, PassedOn
 from sglang.srt.managers.io_struct import sock_send
 
 if TYPE_CHECKING:

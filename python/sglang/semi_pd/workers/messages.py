@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every object that one Semi-PD process sends to another.
+"""What one Semi-PD process sends to another while requests run.
+
+What is sent when workers follow each other is in ``succession_messages``.
 
 None has a field ``rid``: by that name SGLang's scheduler takes a message for the health
 check it is about, and drops it while it is busy.
@@ -7,15 +9,11 @@ check it is about, and drops it while it is busy.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sglang.semi_pd.utils import InstanceRole
-
 if TYPE_CHECKING:
     from sglang.semi_pd.sm_allocation import SMAllocation
-    from sglang.semi_pd.workers.prefix_tree import CachedPath, StillLent
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
     from sglang.srt.managers.schedule_batch import ReqLogprob
 
@@ -102,126 +100,6 @@ class Handover:
     is_passed_on: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Introduce:
-    """To the workers that serve: a successor is ready.
-
-    Decode introduces to it what runs; prefill takes small steps, to leave soon.
-
-    Attributes:
-        successor: its generation.
-    """
-
-    successor: int
-
-
-@dataclass(frozen=True, slots=True)
-class Introduced:
-    """From a decode worker to its successor: requests that run and are to be its own.
-
-    Attributes:
-        requests: what clients asked for, as it arrived.
-        are_all: no more will be introduced.
-    """
-
-    requests: list[TokenizedGenerateReqInput]
-    are_all: bool
-
-
-@dataclass(frozen=True, slots=True)
-class IsIntroduced:
-    """From a decode worker that is a standby to the main process: it has built all
-    that was introduced to it."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rehearsed:
-    """In the main process: a standby has answered requests of our own."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class PassedOn:
-    """From a leaving decode worker to its successor: all that it runs, in one message.
-
-    Sent after the rows and pages of all of them have become the successor's.
-    """
-
-    handovers: list[Handover]
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """To a worker: end after this iteration; a successor takes over.
-
-    Attributes:
-        successor: generation of the pair that takes over.
-    """
-
-    successor: int
-
-
-@dataclass(frozen=True, slots=True)
-class LastHandover:
-    """From a leaving prefill worker to its decode worker: no more will come."""
-
-
-@dataclass(frozen=True, slots=True)
-class HasLeft:
-    """From a leaving worker to the main process, behind all that it ever sent.
-
-    Attributes:
-        unfinished: ids of the requests that it had and could not hand over.
-    """
-
-    role: InstanceRole
-    generation: int
-    unfinished: list[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resume:
-    """To a prefill worker: compute a request on from where it was interrupted.
-
-    Attributes:
-        request: what the client asked for, as it arrived.
-        output_ids: tokens that the client has; generation goes on behind them.
-    """
-
-    request: TokenizedGenerateReqInput
-    output_ids: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class DrainOutputs:
-    """To the detokenizer: pass on all that these processes sent before they died."""
-
-    pids: frozenset[int]
-
-
-@dataclass(frozen=True, slots=True)
-class OutputsDrained:
-    """From the detokenizer: nothing of these processes is on the way any more."""
-
-    pids: frozenset[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Recover:
-    """To a prefill worker, before all else: take over what dead workers left.
-
-    Attributes:
-        generations: of pairs that are gone, or never were.
-        running: what their requests had come to; its KV is kept.
-    """
-
-    generations: Collection[int]
-    running: list[Resume]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sequence:
     """A whole sequence, for a prefill worker that never had the request.
@@ -277,22 +155,3 @@ class MakeRoom:
 
     pages: int
     sequence: int
-
-
-@dataclass(frozen=True, slots=True)
-class LastGiveBack:
-    """From decode to a leaving prefill worker: what ends now goes to its successor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Heritage:
-    """From a leaving prefill worker to its successor: the prefix cache.
-
-    Sent after the successor has become the owner of its pages.
-
-    Attributes:
-        lent: what must not be evicted before it is given back.
-    """
-
-    paths: list[CachedPath]
-    lent: list[StillLent]

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sglang.semi_pd.workers import prefix_tree
+from sglang.semi_pd.workers import prefill_steps, prefix_tree
 from sglang.semi_pd.workers.arrivals import Arrivals
 from sglang.semi_pd.workers.handover import HandoverSender
 from sglang.semi_pd.workers.held_flushes import HeldFlushes
@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 class PrefillScheduler(PrefillSuccession):
     """Computes prompts and hands each request over with its first token."""
 
+    chunked_prefill_size: int | None
+    waiting_queue: list[Req]
+
     queue_replacement = {
         "sglang.srt.disaggregation.prefill.PrefillBootstrapQueue": ReadyQueue
     }
@@ -52,6 +55,7 @@ class PrefillScheduler(PrefillSuccession):
         "sglang.srt.mem_cache.radix_cache.RadixCache.cache_unfinished_req": (
             note_rewriting
         ),
+        **prefill_steps.HOOKS,
     }
 
     def init_disaggregation(self) -> None:
@@ -126,21 +130,28 @@ class PrefillScheduler(PrefillSuccession):
         return plan
 
     def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> NextBatchPlan:
-        """As upstream, but a prompt under way may find no room for its next chunk.
+        """As upstream, but beside a prompt under way only those that fit in whole.
 
-        Upstream computes it regardless and ends for want of memory. What it was
-        admitted for is gone when another prompt uses the prefixes that it counted on.
+        That one may find no room for its next chunk, when another prompt uses the
+        prefixes that it counted on. Upstream computes it regardless and ends for want
+        of memory.
         """
-        req = self.chunked_req
-        if req is None or self._room.has_room_for(self._next_chunk(req)):
+        req, waiting = self.chunked_req, self.waiting_queue
+        if self._steps is None or (req is None and not waiting):
             return super().get_new_batch_prefill(running_batch)
-        if self.last_batch is None:  # none of it is being computed
-            self._put_back(req)
-        return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
-
-    def _next_chunk(self, req: Req) -> int:
-        rest = len(req.origin_input_ids) + len(req.output_ids) - len(req.prefix_indices)
-        return min(rest, self.chunked_prefill_size or rest)
+        step = self._steps.next(req, waiting, self.tree_cache)
+        self.chunked_prefill_size = step.tokens
+        if req is None:
+            return super().get_new_batch_prefill(running_batch)
+        if not self._room.has_room_for(step.under_way):
+            if self.last_batch is None:  # none of it is being computed
+                self._put_back(req)
+            return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+        req.semi_pd_step = step.under_way
+        self.waiting_queue = [waiting[place] for place in sorted(step.joining)]
+        plan = super().get_new_batch_prefill(running_batch)
+        self.waiting_queue = step.put_back(waiting, self.waiting_queue)
+        return plan
 
     def _put_back(self, req: Req) -> None:
         """It waits to be admitted again; what there is of it is cached, for all."""

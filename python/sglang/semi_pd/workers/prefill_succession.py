@@ -7,20 +7,25 @@ leave it begins nothing more, so what has arrived waits for no long batch.
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import TYPE_CHECKING
 
 import torch
 from sglang.semi_pd.workers.arrivals import Arrivals
 from sglang.semi_pd.workers.early_conclusion import EarlyConclusion
 from sglang.semi_pd.workers.handover import HandoverSender
-from sglang.semi_pd.workers.messages import (
+from sglang.semi_pd.workers.prefill_steps import PrefillSteps
+from sglang.semi_pd.workers.succession import bequeath, inherit, recover
+from sglang.semi_pd.workers.succession_messages import (
     Heritage,
     Introduce,
     LastGiveBack,
+    Leave,
+    NotBegun,
     Recover,
     Resume,
 )
-from sglang.semi_pd.workers.succession import bequeath, inherit, recover
 from sglang.srt.managers.schedule_batch import NextBatchPlan
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.utils import TypeBasedDispatcher
@@ -28,6 +33,8 @@ from sglang.utils import TypeBasedDispatcher
 if TYPE_CHECKING:
     from sglang.semi_pd.workers.lender import Lender
     from sglang.srt.managers.schedule_batch import ScheduleBatch
+
+logger = logging.getLogger(__name__)
 
 LAST_STEPS = 512
 """Tokens of a step before a switch: one and a half are waited for, on average."""
@@ -43,7 +50,7 @@ class PrefillSuccession(EarlyConclusion):
     def init_disaggregation(self) -> None:
         super().init_disaggregation()
         self._decode_turned_away = False
-        self._whole_steps: int | None = self.chunked_prefill_size
+        self._steps = PrefillSteps.of(self)
 
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
@@ -60,10 +67,18 @@ class PrefillSuccession(EarlyConclusion):
     # The old worker
 
     def _take_small_steps(self, _: Introduce) -> None:
-        if self._whole_steps is not None:  # else SGLang does not divide prompts
-            page = self.page_size
-            least = max(page, LAST_STEPS // page * page)
-            self.chunked_prefill_size = min(self._whole_steps, least)
+        if self._steps is not None:
+            self._steps.shrink(LAST_STEPS)
+
+    def _leave_soon(self, message: Leave) -> None:
+        """What it has not begun is for its successor, which need not wait for more."""
+        super()._leave_soon(message)
+        waiting = [*self.waiting_queue]
+        waiting += self.disagg_prefill_bootstrap_queue.pop_bootstrapped()
+        self.waiting_queue.clear()
+        if waiting:
+            theirs = NotBegun(self.spec.generation, [req.rid for req in waiting])
+            self.ipc_channels.send_to_detokenizer.send_output(theirs)
 
     def _has_last_give_back(self, _: LastGiveBack) -> None:
         self._decode_turned_away = True
@@ -80,6 +95,7 @@ class PrefillSuccession(EarlyConclusion):
 
     def give_all(self, successor: int) -> list[str]:
         """Hand finished prompts to the next decode worker; the others begin again."""
+        began = time.monotonic()
         spec, table, rows = self.spec, self.memory.table, self.req_to_token_pool
         left = self._handovers
         self._handovers = HandoverSender(spec, successor, rows, table, left.sent)
@@ -97,6 +113,7 @@ class PrefillSuccession(EarlyConclusion):
         self.return_unused()
         assert self.token_to_kv_pool_allocator.held_pages() is not None, "all is given"
         bequeath(spec, successor, self.tree_cache, table, self._lender.still_lent())
+        logger.info("Gave all away in %.0f ms", 1e3 * (time.monotonic() - began))
         return [*unfinished, *self._arrivals.rids]
 
     # The new one
@@ -104,7 +121,8 @@ class PrefillSuccession(EarlyConclusion):
     def recover(self, message: Recover) -> None:
         """Keep the KV of running requests of dead generations, free the rest."""
         # One of them may have been the successor that small steps were taken for.
-        self.chunked_prefill_size = self._whole_steps
+        if self._steps is not None:
+            self._steps.restore()
         recover(message, self.memory.table, self.tree_cache, self.req_to_token_pool)
 
     def resume(self, message: Resume) -> None:
@@ -114,5 +132,9 @@ class PrefillSuccession(EarlyConclusion):
 
     def inherit(self, message: Heritage) -> None:
         """Have the predecessor's prefix cache, as far as it says anything new."""
+        began = time.monotonic()
         inherit(message, self.tree_cache, self.memory.table)
         self._lender.has_heritage(message.lent)
+        took_ms = 1e3 * (time.monotonic() - began)
+        count = len(message.paths)
+        logger.info("Inherited %d cached sequences in %.0f ms", count, took_ms)

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from sglang.semi_pd.utils import InstanceRole, label_rid_hash, rid_hash
 from sglang.semi_pd.workers.handover import flush, socket_of
-from sglang.semi_pd.workers.messages import Heritage, Recover, Resume
 from sglang.semi_pd.workers.prefix_tree import (
     CachedPath,
     StillLent,
@@ -27,6 +26,7 @@ from sglang.semi_pd.workers.prefix_tree import (
     import_paths,
 )
 from sglang.semi_pd.workers.slots import pages_of
+from sglang.semi_pd.workers.succession_messages import Heritage, Recover, Resume
 from sglang.semi_pd.workers.worker_spec import give_back_address
 from sglang.srt.managers.io_struct import sock_send
 

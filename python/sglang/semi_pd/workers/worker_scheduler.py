@@ -15,7 +15,8 @@ from sglang.semi_pd import long_lived
 from sglang.semi_pd.partition.cpu_share import take_cores
 from sglang.semi_pd.workers.heartbeat import Heartbeat
 from sglang.semi_pd.workers.idle_audit import IdleAudit
-from sglang.semi_pd.workers.messages import HasLeft, Leave, TakeCores, TakeSMs
+from sglang.semi_pd.workers.messages import TakeCores, TakeSMs
+from sglang.semi_pd.workers.succession_messages import HasLeft, Leave
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.utils import TypeBasedDispatcher
 from torch.distributed import ReduceOp

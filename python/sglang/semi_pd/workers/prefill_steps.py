@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many tokens of prompts one forward computes, and of which prompts.
+
+In one process a forward is as large as decode can bear to wait for, and a long prompt
+has all of it until it is done. Here only prompts wait, for each other. So a forward is
+no larger than the GPU needs to be busy: the first token of a prompt waits for its own
+tokens, not for those that came after it. And a long prompt shares each forward with
+short ones that have come meanwhile, in the paper's words without head-of-line blocking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.managers.schedule_policy import AddReqResult
+
+if TYPE_CHECKING:
+    from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.managers.schedule_policy import PrefillAdder
+    from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+
+STEP = 2048
+"""Tokens of a forward where several prompts wait; no faster per token beyond it."""
+ALONE = 2
+"""A prompt of at most so many steps that nobody waits behind is not divided."""
+LEAST_SHARE = 4
+"""A long prompt has at least a quarter of each forward."""
+LOOKED_UP = 8
+"""So many long prompts that wait are looked up in the prefix cache: what is left of
+them may be short."""
+
+_ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the next forward may compute.
+
+    Attributes:
+        tokens: of all its prompts.
+        under_way: of those, for the prompt of which a part has been computed.
+        joining: which of those that wait may be computed whole beside that one.
+    """
+
+    tokens: int
+    under_way: int = 0
+    joining: frozenset[int] = frozenset()
+
+    def put_back(self, waited: list[Req], left: list[Req]) -> list[Req]:
+        """Those that wait after it, in the order in which they waited before it.
+
+        Args:
+            left: of those that might join, who did not; and who has come.
+        """
+        place = {id(req): number for number, req in enumerate(waited)}
+        aside = [req for n, req in enumerate(waited) if n not in self.joining]
+        return sorted([*left, *aside], key=lambda req: place.get(id(req), len(place)))
+
+
+class PrefillSteps:
+    """The size of forwards, in tokens.
+
+    Args:
+        chunk: ``--chunked-prefill-size``, or what SGLang takes for it.
+        is_given: the operator chose it: then a forward is of that size.
+        page_size: prompts are divided between pages only.
+    """
+
+    def __init__(self, chunk: int, page_size: int, *, is_given: bool) -> None:
+        self._page_size = page_size
+        self._alone = chunk if is_given else min(chunk, ALONE * STEP)
+        self._whole = self._most = chunk if is_given else min(chunk, STEP)
+
+    @classmethod
+    def of(cls, scheduler: WorkerScheduler) -> PrefillSteps | None:
+        """Of a scheduler as it was made; None if it does not divide prompts."""
+        chunk: int | None = scheduler.chunked_prefill_size
+        if chunk is None:
+            return None
+        given = scheduler.server_args._semi_pd_raw_fields["chunked_prefill_size"]
+        return cls(chunk, scheduler.page_size, is_given=given is not None)
+
+    def shrink(self, tokens: int) -> None:
+        """From now on no forward is larger than this."""
+        self._most = min(self._whole, max(self._page_size, self._floor(tokens)))
+
+    def restore(self) -> None:
+        """Forwards are as large again as they were at first."""
+        self._most = self._whole
+
+    def next(
+        self, under_way: Req | None, waiting: Sequence[Req], tree: BasePrefixCache
+    ) -> Step:
+        """The next forward.
+
+        Args:
+            under_way: the prompt of which a part has been computed.
+            waiting: the others, in their order.
+            tree: has beginnings of some of them.
+        """
+        if under_way is None:
+            return self.step(0, [tokens_left(req) for req in waiting])
+        room = self._room()
+        long = [req for req in waiting if tokens_left(req) > room]
+        for req in long[:LOOKED_UP]:
+            req.init_next_round_input(tree)
+        return self.step(tokens_left(under_way), [tokens_left(req) for req in waiting])
+
+    def step(self, under_way: int, waiting: Sequence[int]) -> Step:
+        """As ``next``, of tokens that are to be computed."""
+        if not under_way:
+            return Step(self._size(waiting))
+        left = self._ceil(under_way)
+        if not waiting:
+            size = self._size([under_way])
+            return Step(size, min(size, left))
+        room = self._room()
+        joining = set()
+        for place, tokens in enumerate(waiting):
+            if self._ceil(tokens) <= room:
+                room -= self._ceil(tokens)
+                joining.add(place)
+        under_way = min(left, room + self._least())
+        return Step(self._most, under_way, frozenset(joining))
+
+    def _room(self) -> int:
+        """For others beside a prompt under way."""
+        return self._most - self._least()
+
+    def _least(self) -> int:
+        return max(self._page_size, self._floor(self._most // LEAST_SHARE))
+
+    def _size(self, prompts: Sequence[int]) -> int:
+        is_alone = len(prompts) == 1 and self._most == self._whole
+        return self._alone if is_alone and prompts[0] <= self._alone else self._most
+
+    def _ceil(self, tokens: int) -> int:
+        return -(-tokens // self._page_size) * self._page_size
+
+    def _floor(self, tokens: int) -> int:
+        return tokens // self._page_size * self._page_size
+
+
+def tokens_left(req: Req) -> int:
+    """Of a prompt: those that are neither computed nor, as far as is known, cached."""
+    return len(req.origin_input_ids) + len(req.output_ids) - len(req.prefix_indices)
+
+
+def share(
+    original: Callable[..., Req | None], adder: PrefillAdder, req: Req
+) -> Req | None:
+    """Around upstream's next chunk of a prompt: it leaves room for those that join."""
+    kept = adder.rem_chunk_tokens - req.semi_pd_step
+    adder.rem_chunk_tokens -= kept
+    rest = original(adder, req)
+    adder.rem_chunk_tokens += kept
+    return rest
+
+
+def whole_or_later(
+    original: Callable[..., AddReqResult],
+    adder: PrefillAdder,
+    req: Req,
+    has_chunked_req: bool,  # noqa: FBT001 - upstream's signature
+    **options: Any,
+) -> AddReqResult:
+    """Around upstream's admission: no prompt is divided that a forward could compute.
+
+    And none while another one is: upstream can have only one under way.
+    """
+    room = adder.rem_chunk_tokens
+    if room is not None and adder.can_run_list:
+        size = room + sum(one.extend_range.length for one in adder.can_run_list)
+        left = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+        needed = adder.ceil_paged_tokens(left)
+        if room < needed and (has_chunked_req or needed <= size):
+            return AddReqResult.OTHER
+    return original(adder, req, has_chunked_req, **options)
+
+
+HOOKS: dict[str, Callable[..., Any]] = {
+    f"{_ADDER}.add_chunked_req": share,
+    f"{_ADDER}.add_one_req": whole_or_later,
+}

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How large prefill's forwards are, and who shares them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+pytestmark = pytest.mark.upstream
+
+PAGE = 16
+
+
+def steps(chunk: int = 8192, *, page: int = 1, is_given: bool = False):
+    from sglang.semi_pd.workers.prefill_steps import PrefillSteps
+
+    return PrefillSteps(chunk, page, is_given=is_given)
+
+
+def test_several_prompts_make_small_forwards() -> None:
+    assert steps().step(0, [100, 8000]).tokens == 2048
+
+
+def test_a_prompt_that_nobody_waits_behind_is_whole() -> None:
+    assert steps().step(0, [4000]).tokens >= 4000
+    assert steps().step(0, [5000]).tokens == 2048
+    assert steps().step(3000, []).under_way == 3000
+
+
+@pytest.mark.parametrize("chunk", [512, 8192])
+def test_a_size_that_the_operator_chose_is_kept(chunk: int) -> None:
+    given = steps(chunk, is_given=True)
+    assert given.step(0, [4000]).tokens == chunk
+    assert given.step(0, [100, 4000]).tokens == chunk
+    assert given.step(20_000, []).under_way == chunk
+
+
+def test_a_small_default_of_sglang_is_kept() -> None:
+    assert steps(1024).step(0, [4000]).tokens == 1024
+
+
+def test_short_prompts_join_a_long_one() -> None:
+    step = steps().step(30_000, [9000, 500, 2000, 700])
+    assert step.joining == {1, 3}
+    assert step.under_way == 2048 - 500 - 700
+
+
+def test_a_long_prompt_keeps_a_quarter() -> None:
+    step = steps().step(30_000, [400] * 20)
+    assert step.under_way >= 512
+    assert len(step.joining) == 3
+
+
+def test_the_order_of_those_that_wait_stays() -> None:
+    step = steps().step(30_000, [9000, 500, 9000, 700])
+    a, b, c, d, new = waited = [object() for _ in range(5)]
+    # d found no room after all, and one more has come.
+    assert step.put_back([a, b, c, d], [d, new]) == [a, c, d, new]
+    assert step.put_back(waited, []) == [a, c, new]
+
+
+def test_small_steps_before_a_switch() -> None:
+    shrunk = steps()
+    shrunk.shrink(512)
+    assert shrunk.step(0, [4000]).tokens == 512
+    assert shrunk.step(9000, [100]).under_way == 412
+    shrunk.restore()
+    assert shrunk.step(0, [4000]).tokens >= 4000
+
+
+@pytest.mark.parametrize("page", [1, PAGE, 64, 2048])
+def test_no_forward_is_too_large_or_empty(page: int) -> None:
+    source = random.Random(page)
+    for _ in range(2000):
+        made = steps(page=page, is_given=source.random() < 0.5)
+        if source.random() < 0.3:
+            made.shrink(source.randint(1, 3000))
+        waiting = [source.randint(1, 5000) for _ in range(source.randint(0, 6))]
+        under_way = source.randint(1, 40_000)
+        step = made.step(under_way, waiting)
+        beside = sum(-(-waiting[n] // page) * page for n in step.joining)
+        assert step.under_way > 0
+        assert step.under_way + beside <= step.tokens <= 8192
+        assert step.under_way % page == 0
