@@ -15,6 +15,7 @@ comparison can be spread over several calls with the same ``--out``.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -32,8 +33,10 @@ from systems import (
     SYSTEMS,
     NotReadyError,
     RunningServer,
+    System,
     end_tidily,
     gpu_memory_mib,
+    named,
     own_and_servers,
 )
 
@@ -51,22 +54,23 @@ class Comparison:
 
     def run(self) -> None:
         """Measure every system that was asked for, until the time is up."""
-        for name in self._options.systems:
+        for system in self._options.systems:
+            name = system.name
             if (
                 self._is_complete(name)
                 or self._left() < self._options.start_timeout / 2
             ):
                 continue
             try:
-                self._measure_system(name)
+                self._measure_system(system)
             except (NotReadyError, OSError, RuntimeError) as error:
                 self._say(f"{name}: {error}")
                 self._keep(name, "failed", {"why": str(error)})
 
-    def _measure_system(self, name: str) -> None:
-        options = self._options
+    def _measure_system(self, system: System) -> None:
+        options, name = self._options, system.name
         server = RunningServer(
-            SYSTEMS[name], options.common, options.port, options.out / "logs"
+            system, options.common, options.port, options.out / "logs"
         )
         server.start(min(options.start_timeout, max(1.0, self._left())))
         try:
@@ -79,7 +83,7 @@ class Comparison:
             if options.steady:
                 self._steady(name, server.url)
             for load in options.loads:
-                self._measure_load(name, server, _load(load, options.shrink))
+                self._measure_load(name, server, load)
         finally:
             server.stop()
 
@@ -101,7 +105,7 @@ class Comparison:
         self._say(f"{name}: steps {found['step_ms']} TTFT {found['first_token_ms']}")
 
     def _measure_load(self, name: str, server: RunningServer, load: Load) -> None:
-        rates = list(self._options.rates or load.rates)
+        rates = load.rates
         if self._options.search:
             for slo in self._slos:
                 self._search(name, server, load, slo, rates[0])
@@ -150,8 +154,7 @@ class Comparison:
 
     def _is_complete(self, name: str) -> bool:
         options = self._options
-        rates = {load: options.rates or LOADS[load].rates for load in options.loads}
-        wanted = [f"{load}@{rate:g}" for load in options.loads for rate in rates[load]]
+        wanted = [f"{one.name}@{rate:g}" for one in options.loads for rate in one.rates]
         have = all(self._path(name, run, ".jsonl").exists() for run in wanted)
         return (
             have
@@ -177,8 +180,21 @@ class Comparison:
         print(f"[{self._left():6.0f} s left] {text}", flush=True)
 
 
-def _load(name: str, shrink: int) -> Load:
-    return LOADS[name] if shrink == 1 else miniature(LOADS[name], shrink)
+def load_at(text: str) -> Load:
+    """A load by its name, at its own rates or at those that are named behind it.
+
+    Raises:
+        ArgumentTypeError: there is none of that name, or a rate is no number.
+    """
+    name, _, rates = text.partition(":")
+    try:
+        load = LOADS[name]
+        named = tuple(float(rate) for rate in rates.split(",") if rate)
+    except (KeyError, ValueError):
+        choices = ", ".join(LOADS)
+        why = f"{text}: want NAME or NAME:RATE,RATE with one of {choices}"
+        raise argparse.ArgumentTypeError(why) from None
+    return dataclasses.replace(load, rates=named or load.rates)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -190,10 +206,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", type=Path, required=True)
         report.add_slo_options(command)
     run.add_argument("--model-path", required=True)
-    run.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    run.add_argument("--loads", nargs="*", choices=LOADS, default=list(LOADS))
     run.add_argument(
-        "--rates", nargs="+", type=float, help="instead of each load's own"
+        "--systems",
+        nargs="+",
+        type=named,
+        metavar="NAME",
+        default=list(SYSTEMS.values()),
+        help=f"of {', '.join(SYSTEMS)}; or semi-pd-green-75-40 and the like",
+    )
+    run.add_argument(
+        "--loads",
+        nargs="*",
+        type=load_at,
+        metavar="NAME[:RATE,RATE]",
+        default=list(LOADS.values()),
+        help=f"of {', '.join(LOADS)}; requests a second, or each load's own",
     )
     run.add_argument("--search", action="store_true", help="search the goodput")
     run.add_argument("--precision", type=float, default=0.15, help="of the search")
@@ -217,6 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(report.make(options))
         return 0
     options.common = ["--model-path", options.model_path, *flags]
+    if options.shrink > 1:
+        options.loads = [miniature(one, options.shrink) for one in options.loads]
     options.out.mkdir(parents=True, exist_ok=True)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     end_tidily()

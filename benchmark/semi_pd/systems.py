@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -84,6 +86,21 @@ SYSTEMS: Mapping[str, System] = {
     )
 }
 """``tuned-*`` is one system: the best of them is taken for each load."""
+
+
+def named(name: str) -> System:
+    """A system by its name; Semi-PD at any split as ``semi-pd-green-75-40``.
+
+    Raises:
+        ArgumentTypeError: there is none of that name.
+    """
+    if name in SYSTEMS:
+        return SYSTEMS[name]
+    split = re.fullmatch(r"semi-pd-(green|mps)-(\d+)-(\d+)", name)
+    if split is None:
+        choices = ", ".join(SYSTEMS)
+        raise argparse.ArgumentTypeError(f"{name} is none of {choices}")
+    return _semi_pd(split[1], int(split[2]), int(split[3]))
 
 
 class NotReadyError(RuntimeError):

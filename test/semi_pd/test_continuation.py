@@ -60,7 +60,7 @@ def test_room_for_a_resumed_request_is_for_its_tokens_too() -> None:
 
     allocator: Any = SimpleNamespace(page_size=16, demand_pages=0)
     table: Any = SimpleNamespace(layout=SimpleNamespace(num_pages=4096))
-    room = PrefillRoom(SimpleNamespace(), allocator, table, chunk_tokens=512)  # type: ignore[arg-type]
+    room = PrefillRoom(SimpleNamespace(), allocator, table, batch_tokens=512)  # type: ignore[arg-type]
     resumed: Any = SimpleNamespace(origin_input_ids=[1] * 100, output_ids=[2] * 2000)
     room.demand([resumed])
     assert allocator.demand_pages * 16 >= 2100

@@ -60,13 +60,10 @@ def test_the_order_of_those_that_wait_stays() -> None:
     assert step.put_back(waited, []) == [a, c, new]
 
 
-def test_small_steps_before_a_switch() -> None:
-    shrunk = steps()
-    shrunk.shrink(512)
-    assert shrunk.step(0, [4000]).tokens == 512
-    assert shrunk.step(9000, [100]).under_way == 412
-    shrunk.restore()
-    assert shrunk.step(0, [4000]).tokens >= 4000
+def test_what_is_left_of_a_long_prompt_leaves_room_for_others() -> None:
+    step = steps().step(300, [1700, 100])
+    assert step.under_way == 300
+    assert step.joining == {0, 1}
 
 
 @pytest.mark.parametrize("page", [1, PAGE, 64, 2048])
@@ -74,12 +71,11 @@ def test_no_forward_is_too_large_or_empty(page: int) -> None:
     source = random.Random(page)
     for _ in range(2000):
         made = steps(page=page, is_given=source.random() < 0.5)
-        if source.random() < 0.3:
-            made.shrink(source.randint(1, 3000))
         waiting = [source.randint(1, 5000) for _ in range(source.randint(0, 6))]
         under_way = source.randint(1, 40_000)
         step = made.step(under_way, waiting)
         beside = sum(-(-waiting[n] // page) * page for n in step.joining)
-        assert step.under_way > 0
-        assert step.under_way + beside <= step.tokens <= 8192
+        assert 0 < step.under_way <= step.tokens <= 8192
         assert step.under_way % page == 0
+        if step.under_way < under_way:  # else there is none under way beside them
+            assert step.under_way + beside <= step.tokens

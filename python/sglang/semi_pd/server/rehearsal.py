@@ -27,6 +27,7 @@ LONG_PROMPT = 1283
 """Longer than any prefill that is captured as a graph; Triton makes other kernels for
 multiples of 16."""
 SHORT_PROMPT = 16
+ROOM = 3
 PAUSE_S = 0.001
 """Between two requests: answers to clients pass through the same event loop."""
 
@@ -68,8 +69,9 @@ class Rehearsal:
         self._requests += [(SHORT_PROMPT, _sampling_of(one)) for one in running]
 
     def pages(self, page_size: int) -> int:
-        """What it needs of the KV cache."""
-        return sum(-(-(n + TOKENS) // page_size) for n, _ in self._requests)
+        """What must be free of the KV cache: the workers that serve take of it too."""
+        needed = sum(-(-(n + TOKENS) // page_size) for n, _ in self._requests)
+        return ROOM * needed
 
     async def run(self) -> None:
         """Return when every request has been answered."""

@@ -125,8 +125,7 @@ class RequestRouter:
 
     def introduce(self, generation: int) -> None:
         """What runs is introduced to a pair that is ready, before it takes over."""
-        for socket in (self._pair.prefill, self._pair.decode):
-            sock_send(socket, Introduce(generation))
+        sock_send(self._pair.decode, Introduce(generation))
 
     def discard(self, generation: int) -> None:
         """This pair will not serve."""

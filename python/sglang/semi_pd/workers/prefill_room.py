@@ -30,7 +30,7 @@ class PrefillRoom:
     ``unfinished`` is the prompt of which chunks are still to be computed, if any.
 
     Args:
-        chunk_tokens: tokens of a prompt that one batch computes; 0 if all of them.
+        batch_tokens: that a batch computes at most; 0 if there is no limit.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class PrefillRoom:
         tree: BasePrefixCache,
         allocator: LeasedAllocator,
         table: BlockTable,
-        chunk_tokens: int,
+        batch_tokens: int,
     ) -> None:
         self._tree, self._allocator, self._table = tree, allocator, table
         self._pages_ahead = min(
-            chunk_tokens // allocator.page_size,
+            batch_tokens // allocator.page_size,
             table.layout.num_pages // AHEAD_SHARE,
         )
 

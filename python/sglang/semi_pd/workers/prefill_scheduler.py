@@ -69,7 +69,7 @@ class PrefillScheduler(PrefillSuccession):
             self.tree_cache,
             self.token_to_kv_pool_allocator,
             table,
-            self.chunked_prefill_size or 0,
+            self._steps.largest if self._steps is not None else 0,
         )
 
     def init_ipc_channels(self, port_args: Any) -> None:

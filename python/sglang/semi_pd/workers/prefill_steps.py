@@ -72,7 +72,7 @@ class PrefillSteps:
     def __init__(self, chunk: int, page_size: int, *, is_given: bool) -> None:
         self._page_size = page_size
         self._alone = chunk if is_given else min(chunk, ALONE * STEP)
-        self._whole = self._most = chunk if is_given else min(chunk, STEP)
+        self._most = chunk if is_given else min(chunk, STEP)
 
     @classmethod
     def of(cls, scheduler: WorkerScheduler) -> PrefillSteps | None:
@@ -83,13 +83,10 @@ class PrefillSteps:
         given = scheduler.server_args._semi_pd_raw_fields["chunked_prefill_size"]
         return cls(chunk, scheduler.page_size, is_given=given is not None)
 
-    def shrink(self, tokens: int) -> None:
-        """From now on no forward is larger than this."""
-        self._most = min(self._whole, max(self._page_size, self._floor(tokens)))
-
-    def restore(self) -> None:
-        """Forwards are as large again as they were at first."""
-        self._most = self._whole
+    @property
+    def largest(self) -> int:
+        """No forward computes more tokens than this."""
+        return max(self._most, self._alone)
 
     def next(
         self, under_way: Req | None, waiting: Sequence[Req], tree: BasePrefixCache
@@ -117,14 +114,15 @@ class PrefillSteps:
         if not waiting:
             size = self._size([under_way])
             return Step(size, min(size, left))
+        if left <= self._most:  # then there is none under way for those behind it
+            return Step(self._most, left, frozenset(range(len(waiting))))
         room = self._room()
         joining = set()
         for place, tokens in enumerate(waiting):
             if self._ceil(tokens) <= room:
                 room -= self._ceil(tokens)
                 joining.add(place)
-        under_way = min(left, room + self._least())
-        return Step(self._most, under_way, frozenset(joining))
+        return Step(self._most, room + self._least(), frozenset(joining))
 
     def _room(self) -> int:
         """For others beside a prompt under way."""
@@ -134,8 +132,8 @@ class PrefillSteps:
         return max(self._page_size, self._floor(self._most // LEAST_SHARE))
 
     def _size(self, prompts: Sequence[int]) -> int:
-        is_alone = len(prompts) == 1 and self._most == self._whole
-        return self._alone if is_alone and prompts[0] <= self._alone else self._most
+        is_alone = len(prompts) == 1 and prompts[0] <= self._alone
+        return self._alone if is_alone else self._most
 
     def _ceil(self, tokens: int) -> int:
         return -(-tokens // self._page_size) * self._page_size

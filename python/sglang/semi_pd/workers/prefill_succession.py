@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The next prefill worker has the prefix cache, and computes what this one has not.
 
-While a successor rehearses the old worker computes in small steps. When it is told to
-leave it begins nothing more, so what has arrived waits for no long batch.
+A worker that is told to leave begins nothing more, and says at once what it has not
+begun: its successor computes that, while the last batches of this one are computed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from sglang.semi_pd.workers.prefill_steps import PrefillSteps
 from sglang.semi_pd.workers.succession import bequeath, inherit, recover
 from sglang.semi_pd.workers.succession_messages import (
     Heritage,
-    Introduce,
     LastGiveBack,
     Leave,
     NotBegun,
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 logger = logging.getLogger(__name__)
-
-LAST_STEPS = 512
-"""Tokens of a step before a switch: one and a half are waited for, on average."""
 
 
 class PrefillSuccession(EarlyConclusion):
@@ -56,7 +52,6 @@ class PrefillSuccession(EarlyConclusion):
         super().init_request_dispatcher()
         self._request_dispatcher += TypeBasedDispatcher(
             [
-                (Introduce, self._take_small_steps),
                 (LastGiveBack, self._has_last_give_back),
                 (Heritage, self.inherit),
                 (Recover, self.recover),
@@ -65,10 +60,6 @@ class PrefillSuccession(EarlyConclusion):
         )
 
     # The old worker
-
-    def _take_small_steps(self, _: Introduce) -> None:
-        if self._steps is not None:
-            self._steps.shrink(LAST_STEPS)
 
     def _leave_soon(self, message: Leave) -> None:
         """What it has not begun is for its successor, which need not wait for more."""
@@ -120,9 +111,6 @@ class PrefillSuccession(EarlyConclusion):
 
     def recover(self, message: Recover) -> None:
         """Keep the KV of running requests of dead generations, free the rest."""
-        # One of them may have been the successor that small steps were taken for.
-        if self._steps is not None:
-            self._steps.restore()
         recover(message, self.memory.table, self.tree_cache, self.req_to_token_pool)
 
     def resume(self, message: Resume) -> None:

@@ -37,7 +37,10 @@ def pages_of(slots: torch.Tensor, page_size: int) -> Ids:
     """The distinct pages that token slots on the host lie in, ascending, int64."""
     pages = slots.numpy().astype(np.int64) // page_size
     if len(pages) < MANY_SLOTS:
-        return np.unique(pages)
+        pages.sort()
+        is_first = np.ones(len(pages), bool)
+        np.not_equal(pages[1:], pages[:-1], out=is_first[1:])
+        return pages[is_first]
     is_in = np.zeros(int(pages.max()) + 1, bool)
     is_in[pages] = True
     return np.flatnonzero(is_in)

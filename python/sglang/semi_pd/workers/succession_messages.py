@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Introduce:
-    """To the workers that serve: a successor is ready.
-
-    Decode introduces to it what runs; prefill takes small steps, to leave soon.
+    """To the decode worker that serves: introduce what runs to a successor.
 
     Attributes:
         successor: its generation.
