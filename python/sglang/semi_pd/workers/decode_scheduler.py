@@ -26,7 +26,7 @@ from sglang.semi_pd.workers.borrowing_cache import (
 from sglang.semi_pd.workers.decode_room import DecodeRoom, put_all_aside
 from sglang.semi_pd.workers.decode_succession import DecodeSuccession
 from sglang.semi_pd.workers.handover import adopt, flush, socket_of
-from sglang.semi_pd.workers.messages import Handover, Loan
+from sglang.semi_pd.workers.messages import Announced, Handover, Loan
 from sglang.semi_pd.workers.news_streamer import NewsStreamer
 from sglang.semi_pd.workers.penalties import count_adopted, count_as_undivided
 from sglang.semi_pd.workers.succession_messages import LastGiveBack, Leave
@@ -94,11 +94,17 @@ class DecodeScheduler(DecodeSuccession):
 
     def receive(self, handover: Handover) -> None:
         """Adopt a request as soon as upstream has built it."""
-        request = handover.request
-        assert request is not None, "it was not introduced"
         handover = dataclasses.replace(handover, received_at=time.monotonic())
-        self._handovers[handover.request_id] = handover
-        self.build(request)
+        if handover.request is None:
+            self.complete(self.announced, handover)
+        else:
+            self._handovers[handover.request_id] = handover
+            self.build(handover.request)
+
+    def announce(self, message: Announced) -> None:
+        """Build a request whose prompt is being computed."""
+        self.announced.expect(message.request)
+        self.build(message.request)
 
     def build(self, request: TokenizedGenerateReqInput) -> None:
         request.bootstrap_host, request.bootstrap_room = "semi-pd", 1
@@ -109,6 +115,7 @@ class DecodeScheduler(DecodeSuccession):
         predecessor."""
         handover = self._handovers.pop(req.rid, None)
         if handover is None:
+            self.announced.keep(req)
             self._acquaintances.keep(req)
             return False
         row = self.row_of(handover)

@@ -14,7 +14,7 @@ from sglang.semi_pd.utils import InstanceRole, row_label
 from sglang.semi_pd.workers.early_adoption import EarlyAdoption
 from sglang.semi_pd.workers.handover import find_row, flush, handover_of, socket_of
 from sglang.semi_pd.workers.introduction import Acquaintances, Introductions
-from sglang.semi_pd.workers.messages import Handover
+from sglang.semi_pd.workers.messages import Announced, Handover, NotComing
 from sglang.semi_pd.workers.succession_messages import (
     HasLeft,
     Introduce,
@@ -56,6 +56,8 @@ class DecodeSuccession(EarlyAdoption):
         super().init_request_dispatcher()
         self._request_dispatcher += TypeBasedDispatcher(
             [
+                (Announced, self.announce),
+                (NotComing, lambda message: self.announced.drop(message.request_id)),
                 (Handover, self.receive),
                 (Introduce, self.introduce),
                 (Introduced, self.meet),
@@ -158,14 +160,18 @@ class DecodeSuccession(EarlyAdoption):
             if handover.request is not None:
                 self.receive(handover)
                 continue
-            known, req = self._acquaintances.complete(handover)
-            self._handovers[handover.request_id] = known
-            if req is not None:
-                self.disagg_decode_prealloc_queue.add(req)
+            self.complete(self._acquaintances, handover)
         self._acquaintances.forget()
         early, self._early_aborts = self._early_aborts, []
         for abort in early:
             self.abort_request(abort)
+
+    def complete(self, acquaintances: Acquaintances, handover: Handover) -> None:
+        """A request that was built before it changed hands is adopted."""
+        known, req = acquaintances.complete(handover)
+        self._handovers[handover.request_id] = known
+        if req is not None:
+            self.disagg_decode_prealloc_queue.add(req)
 
     def note_early(self, abort: AbortReq) -> None:
         """It may be for a request that the predecessor passes on: heard again then."""

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 from sglang.semi_pd.workers.handover_times import HandoverTimes
-from sglang.semi_pd.workers.messages import Handover
+from sglang.semi_pd.workers.introduction import Acquaintances
+from sglang.semi_pd.workers.messages import Announced, Handover, NotComing
 from sglang.semi_pd.workers.succession_messages import PassedOn
 from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
 from sglang.srt.managers.io_struct import sock_recv
@@ -33,15 +34,21 @@ class EarlyAdoption(WorkerScheduler):
     """
 
     handover_times: HandoverTimes
+    announced: Acquaintances
     _postponed: list[Any]
 
     def init_ipc_channels(self, port_args: Any) -> None:
         super().init_ipc_channels(port_args)
         self._postponed = []
         self.handover_times = HandoverTimes()
+        self.announced = Acquaintances()
 
     def receive(self, handover: Handover) -> None:
         """Adopt a request; of the decode scheduler."""
+        raise NotImplementedError
+
+    def announce(self, message: Announced) -> None:
+        """Build a request before it is handed over; of the decode scheduler."""
         raise NotImplementedError
 
     def take_over(self, message: PassedOn) -> None:
@@ -69,6 +76,10 @@ class EarlyAdoption(WorkerScheduler):
                 return
             if self._postponed:
                 self._postponed.append(message)
+            elif isinstance(message, Announced):
+                self.announce(message)
+            elif isinstance(message, NotComing):
+                self.announced.drop(message.request_id)
             elif isinstance(message, Handover):
                 self.receive(message)
             elif isinstance(message, PassedOn):

@@ -8,9 +8,10 @@ so that none overtakes its request.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import zmq
@@ -18,7 +19,13 @@ from sglang.semi_pd.errors import SemiPDError
 from sglang.semi_pd.memory.id_pool import Ids
 from sglang.semi_pd.utils import InstanceRole, row_label
 from sglang.semi_pd.workers.continuation import accept_by_grammar, continue_from
-from sglang.semi_pd.workers.messages import Handover, Loan, PrefillTimes
+from sglang.semi_pd.workers.messages import (
+    Announced,
+    Handover,
+    Loan,
+    NotComing,
+    PrefillTimes,
+)
 from sglang.semi_pd.workers.slots import pages_of
 from sglang.semi_pd.workers.succession_messages import LastHandover
 from sglang.semi_pd.workers.worker_spec import handover_address
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
     from sglang.semi_pd.memory.block_table import BlockTable
     from sglang.semi_pd.resident.shared_pools import SharedReqToTokenPool
     from sglang.semi_pd.workers.worker_spec import WorkerSpec
+    from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
 
 ROW_TIMEOUT_S = 30.0
 ROW_POLL_S = 0.0002
@@ -76,9 +84,20 @@ class HandoverSender:
         self._generation, self._to_generation = spec.generation, to_generation
         self._rows, self._table = rows, table
         self._to_slot: int | None = None
+        self._announced: dict[str, TokenizedGenerateReqInput] = {}
         self.sent = first
         device = torch.get_device_module(rows.device)
         self._copies = device.StreamContext(device.Stream())
+
+    def announce(self, req: Req) -> None:
+        """``req`` is to be handed over soon: the receiver may build it."""
+        self._announced[req.rid] = req.semi_pd_request
+        self._send(Announced(req.semi_pd_request))
+
+    def is_not_coming(self, req: Req) -> None:
+        """``req`` has ended; if it was announced the receiver may forget it."""
+        if self._announced.pop(req.rid, None) is not None:
+            self._send(NotComing(req.rid))
 
     def hand_over(self, req: Req, shared_tokens: int, *, is_rewritten: bool) -> Loan:
         """Give up ``req``, whose KV is written up to ``req.kv_committed_len``.
@@ -95,30 +114,36 @@ class HandoverSender:
         row = self._rows.req_to_token[req.req_pool_idx, :committed]
         slots = _on_host(row) if is_rewritten else self._without_waiting(row)
         # The row last: once it has changed hands, everything has.
-        self._table.share_pages(self._pages(slots[:shared_tokens]), to_slot)
-        self._table.move_pages(self._pages(slots[shared_tokens:]), to_slot)
+        if shared_tokens:
+            self._table.share_pages(self._pages(slots[:shared_tokens]), to_slot)
+        if shared_tokens < committed:
+            self._table.move_pages(self._pages(slots[shared_tokens:]), to_slot)
         label = row_label(req.rid, loan.number)
         self._table.move_row(self._rows.give_up(req), to_slot, label)
         req.kv = None
-        if self._socket is not None:
-            sock_send(self._socket, handover_of(req, loan, is_settled=False))
+        handover = handover_of(req, loan, is_settled=False)
+        if self._announced.pop(req.rid, None) is handover.request:
+            handover = dataclasses.replace(handover, request=None)
+        self._send(handover)
         return loan
 
     def forward(self, abort: AbortReq) -> None:
         """Pass an abort on, behind everything handed over so far."""
-        if self._socket is not None:
-            sock_send(self._socket, abort)
+        self._send(abort)
 
     def conclude(self) -> None:
         """Say that no more will come, and return when all of it is on its way."""
-        if self._socket is not None:
-            sock_send(self._socket, LastHandover())
+        self._send(LastHandover())
         self.close()
 
     def close(self) -> None:
         """Return when all that was sent is on its way."""
         if self._socket is not None:
             flush(self._socket)
+
+    def _send(self, message: Any) -> None:
+        if self._socket is not None:
+            sock_send(self._socket, message)
 
     def _without_waiting(self, row: torch.Tensor) -> torch.Tensor:
         """The token slots of a row on the host, whatever forward runs now.

@@ -72,18 +72,18 @@ class Introductions:
 
 
 class Acquaintances:
-    """The receiving end: requests that have been built and still run elsewhere."""
+    """The receiving end: requests that are built before they change hands."""
 
     def __init__(self) -> None:
         self._asked: dict[str, TokenizedGenerateReqInput] = {}
         self._built: dict[str, Req] = {}
 
     def expect(self, request: TokenizedGenerateReqInput) -> None:
-        """A request that runs elsewhere is about to be built."""
+        """A request that another worker has is about to be built."""
         self._asked[request.rid] = request
 
     def keep(self, req: Req) -> None:
-        """It is built, unless it has ended elsewhere by now."""
+        """It is built, unless it has ended by now."""
         if req.rid in self._asked:
             self._built[req.rid] = req
 
@@ -93,6 +93,11 @@ class Acquaintances:
         request = self._asked.pop(handover.request_id)
         req = self._built.pop(handover.request_id, None)
         return dataclasses.replace(handover, request=request), req
+
+    def drop(self, request_id: str) -> None:
+        """It will not change hands."""
+        self._asked.pop(request_id, None)
+        self._built.pop(request_id, None)
 
     def forget(self) -> None:
         """All that still run have changed hands."""

@@ -62,6 +62,23 @@ class Loan:
     shared_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """From prefill to decode: the last tokens of this prompt are being computed.
+
+    Decode builds the request meanwhile, so its ``Handover`` is short.
+    """
+
+    request: TokenizedGenerateReqInput
+
+
+@dataclass(frozen=True, slots=True)
+class NotComing:
+    """From prefill to decode: a request that was announced has ended before."""
+
+    request_id: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handover:
     """A running request changes hands; its KV stays where it is.
@@ -72,7 +89,7 @@ class Handover:
 
     Attributes:
         request: what the client asked for, as it arrived; None if the receiver has it
-            from an ``Introduced``.
+            from an ``Announced`` or an ``Introduced``.
         loan: the lender's side of it; its number is in the label of the row.
         committed_tokens: tokens whose KV is written.
         output_ids: tokens generated so far; the last one has no KV yet.

@@ -129,6 +129,13 @@ class PrefillScheduler(PrefillSuccession):
         self._room.publish_held()
         return plan
 
+    def run_batch(self, batch: ScheduleBatch, *args: Any, **options: Any) -> Any:
+        result = super().run_batch(batch, *args, **options)
+        for req in batch.reqs:
+            if req is not self.chunked_req:  # there is nothing left of it to compute
+                self._handovers.announce(req)
+        return result
+
     def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> NextBatchPlan:
         """As upstream, but beside a prompt under way only those that fit in whole.
 
@@ -235,6 +242,7 @@ class PrefillScheduler(PrefillSuccession):
         if req.to_finish is not None:
             req.finished_reason, req.to_finish = req.to_finish, None
         if isinstance(req.finished_reason, FINISH_ABORT):
+            self._handovers.is_not_coming(req)
             release_kv_cache(req, self.tree_cache)
             req.time_stats.set_completion_time()
             self.output_streamer.stream_output([req], req.return_logprob, None)
