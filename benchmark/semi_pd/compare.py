@@ -180,6 +180,12 @@ class Comparison:
         print(f"[{self._left():6.0f} s left] {text}", flush=True)
 
 
+def vocabulary_of(model_path: str) -> int:
+    """Tokens of a model in a folder: SGLang ends if it is asked for others."""
+    config = json.loads((Path(model_path) / "config.json").read_text())
+    return int(config["vocab_size"])
+
+
 def load_at(text: str) -> Load:
     """A load by its name, at its own rates or at those that are named behind it.
 
@@ -227,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seconds", type=float, default=20.0, help="of each run")
     run.add_argument("--drain", type=float, default=15.0, help="after its arrivals end")
     run.add_argument("--steady", action="store_true", help="steps, TTFT, answers too")
-    run.add_argument("--vocabulary", type=int, default=120_000)
+    run.add_argument("--vocabulary", type=int, help="ids below; or the model's")
     run.add_argument("--shrink", type=int, default=1, help="divide all lengths by it")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--port", type=int, default=31000)
@@ -244,6 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(report.make(options))
         return 0
     options.common = ["--model-path", options.model_path, *flags]
+    options.vocabulary = options.vocabulary or vocabulary_of(options.model_path)
     if options.shrink > 1:
         options.loads = [miniature(one, options.shrink) for one in options.loads]
     options.out.mkdir(parents=True, exist_ok=True)

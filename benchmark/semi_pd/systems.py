@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 
 PDMUX_PLUGIN = Path(__file__).parent / "pdmux_plugin"
@@ -208,7 +209,8 @@ class RunningServer:
                 f"{self.url}/health_generate", timeout=HEALTH_TIMEOUT_S
             ) as answer:
                 return bool(answer.status == 200)
-        except OSError:
+        # A port of the kernel's own range may connect to itself, and say what it heard.
+        except (OSError, HTTPException):
             return False
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import client
 import process_table
 import pytest
+import requests
 from client import Body
 from compare import differences, shape
 from harness import Server
@@ -218,3 +219,14 @@ def metric(server: Server, name: str) -> float:
     """The sum of a metric over its labels; 0 where there is none yet."""
     lines = server.get("/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
+
+
+@pytest.mark.parametrize("wrong", [-1, 10**6])
+def test_a_token_that_the_model_does_not_have(semi_pd: Server, wrong: int) -> None:
+    """Is refused, and costs nobody a worker."""
+    before = {process.pid for process in semi_pd.processes()}
+    body = endless([5, wrong, 9], 4)
+    reply = requests.post(f"{semi_pd.url}/generate", json=body, timeout=60)
+    assert reply.status_code == 400, reply.text
+    assert f"input_ids contain {wrong}" in reply.text
+    assert {process.pid for process in semi_pd.processes()} == before

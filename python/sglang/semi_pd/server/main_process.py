@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import HTTPException
 from sglang.semi_pd.launch import start_progress, starting
 from sglang.semi_pd.launch.refusal import exit_without_traceback
-from sglang.semi_pd.server import fork_server, run_directory
+from sglang.semi_pd.server import fork_server, run_directory, token_range
 from sglang.semi_pd.server.drain import Drain
 from sglang.semi_pd.utils import InstanceRole
 
@@ -48,6 +48,7 @@ class MainProcessHooks:
         return {
             f"{_ENGINE}._launch_scheduler_processes": self.launch_schedulers,
             f"{_ENGINE}._launch_detokenizer_subprocesses": self.launch_detokenizer,
+            **token_range.HOOKS,
             f"{_MANAGER}.init_ipc_channels": self.init_ipc_channels,
             f"{_MANAGER}.init_request_dispatcher": self.init_dispatcher,
             f"{_MANAGER}._dispatch_to_scheduler": self.dispatch,
