@@ -181,9 +181,11 @@ class Comparison:
 
 
 def vocabulary_of(model_path: str) -> int:
-    """Tokens of a model in a folder: SGLang ends if it is asked for others."""
-    config = json.loads((Path(model_path) / "config.json").read_text())
-    return int(config["vocab_size"])
+    """Tokens of a model: SGLang ends if it is asked for others."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model_path)
+    return int(config.get_text_config().vocab_size)
 
 
 def load_at(text: str) -> Load:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from compare import load_at
 from loads import Load, Request
 from records import percentile
-from sglang.semi_pd.workers.prefill_steps import PrefillSteps
+from sglang.semi_pd.workers.prefill_steps import LEAST_SHARE, PrefillSteps
 
 SGLANG_CHUNKS = (8192, 2048, 512)
 FORWARD_S = 0.002
@@ -57,27 +57,31 @@ def as_sglang(chunk: int) -> Forward:
     return forward
 
 
-def as_prefill(waiting: list[Prompt]) -> list[tuple[Prompt, int]]:
+def as_prefill() -> Forward:
     """What ``prefill_scheduler`` does with ``PrefillSteps``."""
-    first, *others = waiting
-    is_begun = first.left < first.request.input_len
-    others = others if is_begun else waiting
     steps = PrefillSteps(SGLANG_CHUNKS[0], 1, is_given=False)
-    step = steps.step(first.left if is_begun else 0, [one.left for one in others])
-    taken, room = [], step.tokens
-    if is_begun:
-        taken.append((first, step.under_way))
-        room -= step.under_way
-        others = [others[place] for place in sorted(step.joining)]
-    is_under_way = is_begun and step.under_way < first.left
-    for prompt in others:
-        if not room or (taken and room < prompt.left <= step.tokens):
-            break
-        if is_under_way and prompt.left > room:
-            break
-        taken.append((prompt, min(prompt.left, room)))
-        room -= taken[-1][1]
-    return taken
+
+    def forward(waiting: list[Prompt]) -> list[tuple[Prompt, int]]:
+        first, *others = waiting
+        is_begun = first.left < first.request.input_len
+        others = others if is_begun else waiting
+        step = steps.step(first.left if is_begun else 0, [one.left for one in others])
+        taken, room = [], step.tokens
+        if is_begun:
+            taken.append((first, step.under_way))
+            room -= step.under_way
+            others = [others[place] for place in sorted(step.joining)]
+        is_under_way = is_begun and step.under_way < first.left
+        for prompt in others:
+            filled = step.tokens - room
+            fits_later = prompt.left <= step.tokens <= LEAST_SHARE * filled
+            if not room or (prompt.left > room and (is_under_way or fits_later)):
+                break
+            taken.append((prompt, min(prompt.left, room)))
+            room -= taken[-1][1]
+        return taken
+
+    return forward
 
 
 def first_tokens(
@@ -127,7 +131,7 @@ def main() -> int:
             print(f"{load.name} {rate:g}/s")
             requests = load.requests(rate, options.seconds, options.seed)
             rules = {f"SGLang, {chunk}": as_sglang(chunk) for chunk in SGLANG_CHUNKS}
-            for name, rule in {**rules, "prefill": as_prefill}.items():
+            for name, rule in {**rules, "prefill": as_prefill()}.items():
                 found = first_tokens(requests, rule, options.tokens_per_s)
                 print(f"  {name:<13} {told(found)}")
     return 0

@@ -5,12 +5,12 @@
 Sends one of the benchmark's loads to a running Semi-PD server, first with the split at
 rest, then while it rotates between the given splits again and again, then with the last
 split at rest. A rotation's worst gap is that of any stream, from the request for the
-split until a second after it serves. An odd number of rotations, from the second split
-to the first and back, leaves both at rest once: what clients notice while it rotates is
-compared with both. A seed repeats arrivals and lengths; tokens differ from run to run.
+split until a second after it serves. What clients notice while it rotates is compared
+with both splits at rest: of two, the server begins with the second and ends with the
+first. A seed repeats arrivals and lengths; tokens differ from run to run.
 
     python benchmark/semi_pd/rotations.py --port 30000 --load mixed --rate 12 \\
-        --splits 50/30 50/50 --times 20 --out rotations.json
+        --splits 50/30 50/50 --times 21 --out rotations.json
 
 Exit code 1 if a request failed or did not give as many tokens as it was asked for.
 """
@@ -256,7 +256,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--divide", type=int, default=1, help="all lengths by this")
     parser.add_argument("--vocabulary", type=int, default=100_000, help="ids below")
     parser.add_argument("--splits", nargs="+", metavar="PREFILL/DECODE", required=True)
-    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--times", type=int, default=21)
     parser.add_argument("--warm-up", type=float, default=20.0, help="seconds")
     parser.add_argument("--steady", type=float, default=20.0, help="seconds, twice")
     parser.add_argument("--pause", type=float, default=5.0, help="seconds")
@@ -268,6 +268,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
+    if len(options.splits) == 2 and options.times % 2 == 0:
+        print("an even number of rotations ends with the split that it began with")
     outcome = asyncio.run(run(options))
     options.out.write_text(json.dumps(outcome, indent=1))
     for name in outcome:

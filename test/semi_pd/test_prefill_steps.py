@@ -52,12 +52,21 @@ def test_a_long_prompt_keeps_a_quarter() -> None:
     assert len(step.joining) == 3
 
 
+def test_the_first_of_those_that_wait_is_not_passed_over() -> None:
+    made = steps()
+    step = made.step(30_000, [1900, 100])
+    assert step.joining == {0}
+    assert step.under_way == 148
+    assert made.step(30_000, [1900, 100]).under_way == 2048, "its turn"
+    assert made.step(30_000, [1900, 100]).joining == {0}
+    assert not steps().step(30_000, [2048]).joining
+
+
 def test_the_order_of_those_that_wait_stays() -> None:
     step = steps().step(30_000, [9000, 500, 9000, 700])
-    a, b, c, d, new = waited = [object() for _ in range(5)]
-    # d found no room after all, and one more has come.
-    assert step.put_back([a, b, c, d], [d, new]) == [a, c, d, new]
-    assert step.put_back(waited, []) == [a, c, new]
+    a, b, c, d = waited = [object() for _ in range(4)]
+    assert step.put_back(waited, [d]) == [a, c, d], "it found no room after all"
+    assert step.put_back(waited, []) == [a, c]
 
 
 def test_what_is_left_of_a_long_prompt_leaves_room_for_others() -> None:

@@ -28,6 +28,8 @@ LONG_PROMPT = 1283
 multiples of 16."""
 SHORT_PROMPT = 16
 ROOM = 3
+"""So many times what it needs is freed: the workers that serve lease of it too, for
+their next batches."""
 PAUSE_S = 0.001
 """Between two requests: answers to clients pass through the same event loop."""
 
@@ -69,7 +71,7 @@ class Rehearsal:
         self._requests += [(SHORT_PROMPT, _sampling_of(one)) for one in running]
 
     def pages(self, page_size: int) -> int:
-        """What must be free of the KV cache: the workers that serve take of it too."""
+        """What must be free of the KV cache."""
         needed = sum(-(-(n + TOKENS) // page_size) for n, _ in self._requests)
         return ROOM * needed
 

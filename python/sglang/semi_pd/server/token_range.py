@@ -23,8 +23,10 @@ def validate(original: Callable[..., None], manager: Any, obj: Any, ids: Any) ->
             400.
     """
     original(manager, obj, ids)
-    if not ids or obj.input_ids is None or not manager.server_args.uses_semi_pd():
-        return  # else they are the tokenizer's own, or not our affair
+    if obj.input_ids is None or not manager.server_args.uses_semi_pd():
+        return  # they are the tokenizer's own, or not our affair
+    if ids is None or not len(ids):  # may be an array
+        return
     most = manager.model_config.vocab_size - 1
     wrong = [extreme for extreme in (min(ids), max(ids)) if not 0 <= extreme <= most]
     if wrong:

@@ -45,7 +45,6 @@ class PrefillScheduler(PrefillSuccession):
     """Computes prompts and hands each request over with its first token."""
 
     chunked_prefill_size: int | None
-    waiting_queue: list[Req]
 
     queue_replacement = {
         "sglang.srt.disaggregation.prefill.PrefillBootstrapQueue": ReadyQueue
@@ -146,6 +145,8 @@ class PrefillScheduler(PrefillSuccession):
         req, waiting = self.chunked_req, self.waiting_queue
         if self._steps is None or (req is None and not waiting):
             return super().get_new_batch_prefill(running_batch)
+        if req is not None:  # upstream sorts only those that are to join it
+            self.policy.calc_priority(waiting, running_batch)
         step = self._steps.next(req, waiting, self.tree_cache)
         self.chunked_prefill_size = step.tokens
         if req is None:

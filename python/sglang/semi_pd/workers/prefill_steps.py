@@ -27,7 +27,8 @@ STEP = 2048
 ALONE = 2
 """A prompt of at most so many steps that nobody waits behind is not divided."""
 LEAST_SHARE = 4
-"""A long prompt has at least a quarter of each forward."""
+"""A long prompt has at least a quarter of each forward, or all of the next one; and at
+least so much of a forward is filled before a prompt waits to be computed whole."""
 LOOKED_UP = 8
 """So many long prompts that wait are looked up in the prefix cache: what is left of
 them may be short."""
@@ -53,7 +54,7 @@ class Step:
         """Those that wait after it, in the order in which they waited before it.
 
         Args:
-            left: of those that might join, who did not; and who has come.
+            left: of those that might join, who did not.
         """
         place = {id(req): number for number, req in enumerate(waited)}
         aside = [req for n, req in enumerate(waited) if n not in self.joining]
@@ -73,6 +74,7 @@ class PrefillSteps:
         self._page_size = page_size
         self._alone = chunk if is_given else min(chunk, ALONE * STEP)
         self._most = chunk if is_given else min(chunk, STEP)
+        self._owes_whole = False
 
     @classmethod
     def of(cls, scheduler: WorkerScheduler) -> PrefillSteps | None:
@@ -86,7 +88,7 @@ class PrefillSteps:
     @property
     def largest(self) -> int:
         """No forward computes more tokens than this."""
-        return max(self._most, self._alone)
+        return self._alone
 
     def next(
         self, under_way: Req | None, waiting: Sequence[Req], tree: BasePrefixCache
@@ -98,17 +100,17 @@ class PrefillSteps:
             waiting: the others, in their order.
             tree: has beginnings of some of them.
         """
-        if under_way is None:
-            return self.step(0, [tokens_left(req) for req in waiting])
-        room = self._room()
-        long = [req for req in waiting if tokens_left(req) > room]
-        for req in long[:LOOKED_UP]:
-            req.init_next_round_input(tree)
-        return self.step(tokens_left(under_way), [tokens_left(req) for req in waiting])
+        if under_way is not None or len(waiting) == 1:
+            long = [req for req in waiting if tokens_left(req) > self._room()]
+            for req in long[:LOOKED_UP]:
+                req.init_next_round_input(tree)
+        left = tokens_left(under_way) if under_way is not None else 0
+        return self.step(left, [tokens_left(req) for req in waiting])
 
     def step(self, under_way: int, waiting: Sequence[int]) -> Step:
         """As ``next``, of tokens that are to be computed."""
         if not under_way:
+            self._owes_whole = False
             return Step(self._size(waiting))
         left = self._ceil(under_way)
         if not waiting:
@@ -116,7 +118,13 @@ class PrefillSteps:
             return Step(size, min(size, left))
         if left <= self._most:  # then there is none under way for those behind it
             return Step(self._most, left, frozenset(range(len(waiting))))
-        room = self._room()
+        if self._owes_whole:
+            self._owes_whole = False
+            return Step(self._most, self._most)
+        room, first = self._room(), self._ceil(waiting[0])
+        if room < first < self._most:
+            self._owes_whole = True
+            return Step(self._most, self._most - first, frozenset([0]))
         joining = set()
         for place, tokens in enumerate(waiting):
             if self._ceil(tokens) <= room:
@@ -165,16 +173,18 @@ def whole_or_later(
     has_chunked_req: bool,  # noqa: FBT001 - upstream's signature
     **options: Any,
 ) -> AddReqResult:
-    """Around upstream's admission: no prompt is divided that a forward could compute.
+    """Around upstream's admission: what the next forward can compute is not divided.
 
-    And none while another one is: upstream can have only one under way.
+    And nothing is while another one is: upstream can have only one under way.
     """
     room = adder.rem_chunk_tokens
     if room is not None and adder.can_run_list:
-        size = room + sum(one.extend_range.length for one in adder.can_run_list)
-        left = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
-        needed = adder.ceil_paged_tokens(left)
-        if room < needed and (has_chunked_req or needed <= size):
+        ceil = adder.ceil_paged_tokens
+        filled = sum(ceil(one.extend_range.length) for one in adder.can_run_list)
+        size = room + filled
+        needed = ceil(len(req.full_untruncated_fill_ids) - len(req.prefix_indices))
+        fits_later = needed <= size and filled * LEAST_SHARE >= size
+        if room < needed and (has_chunked_req or fits_later):
             return AddReqResult.OTHER
     return original(adder, req, has_chunked_req, **options)
 

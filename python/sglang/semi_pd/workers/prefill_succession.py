@@ -3,6 +3,7 @@
 
 A worker that is told to leave begins nothing more, and says at once what it has not
 begun: its successor computes that, while the last batches of this one are computed.
+Except of what the prefix cache has much: that waits until the successor has the cache.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from sglang.semi_pd.workers.arrivals import Arrivals
 from sglang.semi_pd.workers.early_conclusion import EarlyConclusion
 from sglang.semi_pd.workers.handover import HandoverSender
-from sglang.semi_pd.workers.prefill_steps import PrefillSteps
+from sglang.semi_pd.workers.prefill_steps import STEP, PrefillSteps
 from sglang.semi_pd.workers.succession import bequeath, inherit, recover
 from sglang.semi_pd.workers.succession_messages import (
     Heritage,
@@ -31,7 +32,7 @@ from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
     from sglang.semi_pd.workers.lender import Lender
-    from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 class PrefillSuccession(EarlyConclusion):
     """Both ends of a switch, of the prefill scheduler."""
 
+    waiting_queue: list[Req]
     _arrivals: Arrivals
     _handovers: HandoverSender
     _lender: Lender
@@ -64,12 +66,18 @@ class PrefillSuccession(EarlyConclusion):
     def _leave_soon(self, message: Leave) -> None:
         """What it has not begun is for its successor, which need not wait for more."""
         super()._leave_soon(message)
-        waiting = [*self.waiting_queue]
-        waiting += self.disagg_prefill_bootstrap_queue.pop_bootstrapped()
-        self.waiting_queue.clear()
-        if waiting:
-            theirs = NotBegun(self.spec.generation, [req.rid for req in waiting])
+        self.waiting_queue += self.disagg_prefill_bootstrap_queue.pop_bootstrapped()
+        kept = [req for req in self.waiting_queue if self._has_much_of(req)]
+        rids = [req.rid for req in self.waiting_queue if req not in kept]
+        self.waiting_queue = kept
+        if rids:
+            theirs = NotBegun(self.spec.generation, rids)
             self.ipc_channels.send_to_detokenizer.send_output(theirs)
+
+    def _has_much_of(self, req: Req) -> bool:
+        """Whether it takes less time to wait for the prefix cache to be passed on."""
+        req.init_next_round_input(self.tree_cache)
+        return len(req.prefix_indices) > STEP
 
     def _has_last_give_back(self, _: LastGiveBack) -> None:
         self._decode_turned_away = True
