@@ -17,11 +17,10 @@ class Request:
     """What is read of a request by who is told of it."""
 
     rid: str
-    sampling_params: object = None
 
 
-def built(rid: str, sampling_params: object = None) -> Any:
-    return SimpleNamespace(rid=rid, sampling_params=sampling_params)
+def built(rid: str) -> Any:
+    return SimpleNamespace(rid=rid)
 
 
 def handover(rid: str) -> Any:
@@ -74,12 +73,3 @@ def test_what_is_not_coming_is_forgotten() -> None:
     announced.drop("never announced")
     with pytest.raises(KeyError):
         announced.complete(handover("a"))
-
-
-def test_an_id_used_again_is_not_taken_for_the_first() -> None:
-    announced, first, again = acquaintances(), object(), object()
-    announced.expect(Request("a", first))
-    announced.drop("a")
-    announced.expect(Request("a", again))
-    announced.keep(built("a", first))  # its grammar was compiled only now
-    assert announced.complete(handover("a"))[1] is None

@@ -84,9 +84,7 @@ class Acquaintances:
 
     def keep(self, req: Req) -> None:
         """It is built, unless it has ended by now."""
-        asked = self._asked.get(req.rid)
-        # A client may use an id again while a grammar is compiled for it.
-        if asked is not None and req.sampling_params is asked.sampling_params:
+        if req.rid in self._asked:
             self._built[req.rid] = req
 
     def complete(self, handover: Handover) -> tuple[Handover, Req | None]:
