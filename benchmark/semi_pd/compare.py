@@ -197,12 +197,12 @@ def load_at(text: str) -> Load:
     name, _, rates = text.partition(":")
     try:
         load = LOADS[name]
-        named = tuple(float(rate) for rate in rates.split(",") if rate)
+        asked = tuple(float(rate) for rate in rates.split(",") if rate)
     except (KeyError, ValueError):
         choices = ", ".join(LOADS)
         why = f"{text}: want NAME or NAME:RATE,RATE with one of {choices}"
         raise argparse.ArgumentTypeError(why) from None
-    return dataclasses.replace(load, rates=named or load.rates)
+    return dataclasses.replace(load, rates=asked or load.rates)
 
 
 def _parser() -> argparse.ArgumentParser:

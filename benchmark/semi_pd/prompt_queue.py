@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from compare import load_at
 from loads import Load, Request
 from records import percentile
-from sglang.semi_pd.workers.prefill_steps import LEAST_SHARE, PrefillSteps
+from sglang.semi_pd.workers.prefill_steps import PrefillSteps, must_wait
 
 SGLANG_CHUNKS = (8192, 2048, 512)
 FORWARD_S = 0.002
@@ -74,8 +74,9 @@ def as_prefill() -> Forward:
         is_under_way = is_begun and step.under_way < first.left
         for prompt in others:
             filled = step.tokens - room
-            fits_later = prompt.left <= step.tokens <= LEAST_SHARE * filled
-            if not room or (prompt.left > room and (is_under_way or fits_later)):
+            if not room or must_wait(
+                prompt.left, room, filled, is_under_way=is_under_way
+            ):
                 break
             taken.append((prompt, min(prompt.left, room)))
             room -= taken[-1][1]

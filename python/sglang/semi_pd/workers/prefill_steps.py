@@ -5,7 +5,7 @@ In one process a forward is as large as decode can bear to wait for, and a long 
 has all of it until it is done. Here only prompts wait, for each other. So a forward is
 no larger than the GPU needs to be busy: the first token of a prompt waits for its own
 tokens, not for those that came after it. And a long prompt shares each forward with
-short ones that have come meanwhile, in the paper's words without head-of-line blocking.
+short ones that have come meanwhile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 
 STEP = 2048
-"""Tokens of a forward where several prompts wait; no faster per token beyond it."""
+"""Tokens of a forward where several prompts wait; hardly faster per token beyond it."""
 ALONE = 2
 """A prompt of at most so many steps that nobody waits behind is not divided."""
 LEAST_SHARE = 4
@@ -155,6 +155,18 @@ def tokens_left(req: Req) -> int:
     return len(req.origin_input_ids) + len(req.output_ids) - len(req.prefix_indices)
 
 
+def must_wait(needed: int, room: int, filled: int, *, is_under_way: bool) -> bool:
+    """Whether a prompt that does not fit into a forward waits, rather than be divided.
+
+    Args:
+        needed: tokens of the prompt.
+        room, filled: of the forward, that are free and that are taken.
+        is_under_way: another prompt is divided already; upstream can have only one.
+    """
+    fits_later = needed <= room + filled <= LEAST_SHARE * filled
+    return room < needed and (is_under_way or fits_later)
+
+
 def share(
     original: Callable[..., Req | None], adder: PrefillAdder, req: Req
 ) -> Req | None:
@@ -173,18 +185,13 @@ def whole_or_later(
     has_chunked_req: bool,  # noqa: FBT001 - upstream's signature
     **options: Any,
 ) -> AddReqResult:
-    """Around upstream's admission: what the next forward can compute is not divided.
-
-    And nothing is while another one is: upstream can have only one under way.
-    """
+    """Around upstream's admission: what the next forward can compute is not divided."""
     room = adder.rem_chunk_tokens
     if room is not None and adder.can_run_list:
         ceil = adder.ceil_paged_tokens
         filled = sum(ceil(one.extend_range.length) for one in adder.can_run_list)
-        size = room + filled
         needed = ceil(len(req.full_untruncated_fill_ids) - len(req.prefix_indices))
-        fits_later = needed <= size and filled * LEAST_SHARE >= size
-        if room < needed and (has_chunked_req or fits_later):
+        if must_wait(needed, room, filled, is_under_way=has_chunked_req):
             return AddReqResult.OTHER
     return original(adder, req, has_chunked_req, **options)
 

@@ -71,8 +71,7 @@ class PrefillSuccession(EarlyConclusion):
         rids = [req.rid for req in self.waiting_queue if req not in kept]
         self.waiting_queue = kept
         if rids:
-            theirs = NotBegun(self.spec.generation, rids)
-            self.ipc_channels.send_to_detokenizer.send_output(theirs)
+            self.ipc_channels.send_to_detokenizer.send_output(NotBegun(rids))
 
     def _has_much_of(self, req: Req) -> bool:
         """Whether it takes less time to wait for the prefix cache to be passed on."""

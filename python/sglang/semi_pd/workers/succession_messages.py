@@ -77,7 +77,6 @@ class NotBegun:
         request_ids: theirs.
     """
 
-    generation: int
     request_ids: list[str]
 
 
