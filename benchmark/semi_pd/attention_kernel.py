@@ -6,11 +6,13 @@ One decode step's attention and one product for each of 32 layers of Llama-3.1-8
 shape, as a CUDA graph: over memory of its own, over the same amount mapped by CUDA IPC,
 and that as the client of an MPS daemon. No server is started. With several orders it
 also shows what it costs that a request's pages do not follow each other; with several
-priorities, that the graph was captured on a stream that goes first.
+priorities, that the graph was captured on a stream that goes first; with a share, that
+MPS limits its clients; with others beside it, that they are there and do nothing.
 
     python benchmark/semi_pd/attention_kernel.py --batch 1 32
     python benchmark/semi_pd/attention_kernel.py --order ascending descending scattered
     python benchmark/semi_pd/attention_kernel.py --priority 0 -1 -3 --batch 1 32
+    python benchmark/semi_pd/attention_kernel.py --share 100 --beside 1
 """
 
 from __future__ import annotations
@@ -65,6 +67,15 @@ def lend(tokens: int, handles: Path) -> None:
         lent.append(bytes(handle.reserved).hex())
     handles.with_suffix(".part").write_text(json.dumps(lent))
     handles.with_suffix(".part").rename(handles)
+    time.sleep(3600)
+
+
+def idle() -> None:
+    """Be a client that has computed once, until killed."""
+    import torch
+
+    torch.zeros(1, device="cuda").item()
+    print("idle", flush=True)
     time.sleep(3600)
 
 
@@ -186,12 +197,23 @@ def measure(options: argparse.Namespace, directory: Path) -> None:
         "CUDA_MPS_PIPE_DIRECTORY": str(directory),
         "CUDA_MPS_LOG_DIRECTORY": str(directory),
     }
+    client = os.environ | mps
+    if options.share is not None:
+        client["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(options.share)
     control = "nvidia-cuda-mps-control"
     me = [sys.executable, __file__, "--tokens", str(options.tokens)]
     handles = directory / "handles.json"
     subprocess.run([control, "-d"], env={**os.environ, **mps}, check=True)
+    beside: list[subprocess.Popen[str]] = []
     try:
-        for place in PLACES:
+        for _ in range(options.beside):
+            command = [sys.executable, __file__, "--idle"]
+            beside.append(
+                subprocess.Popen(command, env=client, stdout=subprocess.PIPE, text=True)
+            )
+            assert beside[-1].stdout is not None
+            beside[-1].stdout.readline()
+        for place in options.places:
             lender = None
             if "mapped" in place:
                 lender = subprocess.Popen([*me, "--lend", str(handles)])
@@ -202,7 +224,7 @@ def measure(options: argparse.Namespace, directory: Path) -> None:
                 command += ["--order", *options.order]
                 command += ["--priority", *map(str, options.priority)]
                 command += ["--handles", str(handles)] if lender else []
-                environment = os.environ | (mps if "MPS" in place else {})
+                environment = client if "MPS" in place else {**os.environ}
                 print(f"{place}, batch {batch}:", flush=True)
                 subprocess.run(command, env=environment, check=True)
             if lender is not None:
@@ -210,6 +232,9 @@ def measure(options: argparse.Namespace, directory: Path) -> None:
                 lender.wait()
                 handles.unlink()
     finally:
+        for one in beside:
+            one.kill()
+            one.wait()
         subprocess.run(
             [control],
             input="quit\n",
@@ -230,11 +255,19 @@ def main() -> None:
     parser.add_argument(
         "--priority", type=int, nargs="+", default=[0], help="of streams: 0 to -3"
     )
+    parser.add_argument(
+        "--places", nargs="+", choices=PLACES, default=PLACES, help="of the memory"
+    )
+    parser.add_argument("--share", type=int, help="percent of the SMs, by MPS")
+    parser.add_argument("--beside", type=int, default=0, help="idle clients of MPS")
+    parser.add_argument("--idle", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--lend", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--use", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--handles", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.lend is not None:
+    if options.idle:
+        idle()
+    elif options.lend is not None:
         lend(options.tokens, options.lend)
     elif options.use is not None:
         use(options, options.use, options.handles)
