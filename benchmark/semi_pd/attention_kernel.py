@@ -203,7 +203,10 @@ def measure(options: argparse.Namespace, directory: Path) -> None:
     control = "nvidia-cuda-mps-control"
     me = [sys.executable, __file__, "--tokens", str(options.tokens)]
     handles = directory / "handles.json"
-    subprocess.run([control, "-d"], env={**os.environ, **mps}, check=True)
+    # The daemon sees all GPUs; of one that sees some, clients would see others.
+    daemon = {**os.environ, **mps}
+    daemon.pop("CUDA_VISIBLE_DEVICES", None)
+    subprocess.run([control, "-d"], env=daemon, check=True)
     beside: list[subprocess.Popen[str]] = []
     try:
         for _ in range(options.beside):
@@ -239,7 +242,7 @@ def measure(options: argparse.Namespace, directory: Path) -> None:
             [control],
             input="quit\n",
             text=True,
-            env={**os.environ, **mps},
+            env=daemon,
             check=True,
         )
 
