@@ -7,7 +7,8 @@ rest, then while it rotates between the given splits again and again, then with 
 split at rest. A rotation's worst gap is that of any stream, from the request for the
 split until a second after it serves. What clients notice while it rotates is compared
 with both splits at rest: of two, the server begins with the second and ends with the
-first. A seed repeats arrivals and lengths; tokens differ from run to run.
+first. A seed repeats arrivals and lengths, and each part begins with the same: give the
+parts at rest as long as the rotations take. Tokens differ from run to run.
 
     python benchmark/semi_pd/rotations.py --port 30000 --load mixed --rate 12 \\
         --splits 50/30 50/50 --times 21 --out rotations.json
@@ -102,6 +103,10 @@ class Client:
             tasks.append(asyncio.create_task(self._send(*load.shape(self._random, 0))))
         await asyncio.gather(*tasks)
 
+    def begin_again(self) -> None:
+        """What comes from now on came before, but for its tokens."""
+        self._random = random.Random(self._options.seed)
+
     def finish(self) -> None:
         self._ends = True
 
@@ -131,6 +136,7 @@ class Client:
 
     async def rest(self, seconds: float) -> Span:
         """From when to when the split stayed."""
+        self.begin_again()
         began = self.now()
         await asyncio.sleep(seconds)
         return began, self.now()
@@ -216,6 +222,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         await asyncio.sleep(options.warm_up)
         steady = [await client.rest(options.steady)]
         rotations = []
+        client.begin_again()
         for turn in range(options.times):
             if client.now() > options.longest:
                 break

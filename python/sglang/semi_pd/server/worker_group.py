@@ -38,9 +38,11 @@ PREFILL_GRAPH_TOKENS = (
     *(16, 32, 48, 64, 96, 128, 160, 208, 256),
     *(320, 400, 512, 640, 800, 1024),
 )
-"""Prefill sizes that are captured; a batch is padded to the next one. Longer ones keep
-a GPU busier than launching them keeps a CPU. Capturing all of SGLang's sizes took 10 to
-15 s of each rotation, those up to 1024 tokens 6 s."""
+"""Prefill sizes that are captured with all SMs; with a share of them, that share of the
+longest is the longest. A batch is padded to the next size. Longer ones keep their SMs
+busier than launching them keeps a CPU. Capturing all of SGLang's sizes took 10 to 15 s
+of each rotation, those up to 1024 tokens 6 s; and each is computed once, while others
+serve."""
 PREFILL_GRAPH_FIELDS = ("cuda_graph_max_bs_prefill", "cuda_graph_bs_prefill")
 PAIR = tuple(role for role in InstanceRole if role.is_worker)
 
@@ -178,10 +180,13 @@ class WorkerGroup:
         args = self._server_args
         is_green = self.partition.name == "green" and args.device == "cuda"
         changes_sms = is_green and role.is_worker
+        percentage = allocation.percentage_of(role) if role.is_worker else 100
         return WorkerSpec(
             role=role,
             generation=generation,
-            server_args=role_server_args(args, role, changes_sms=changes_sms),
+            server_args=role_server_args(
+                args, role, percentage, changes_sms=changes_sms
+            ),
             port_args=port_args,
             gpu_id=args.base_gpu_id + rank * args.gpu_id_step,
             tp_rank=rank,
@@ -191,7 +196,7 @@ class WorkerGroup:
                 **os.environ,
                 **self.partition.environment(role, allocation),
             },
-            percentage=allocation.percentage_of(role) if role.is_worker else 100,
+            percentage=percentage,
             pool_bytes=SemiPDConfig.from_server_args(args).pool_bytes,
             has_prefix_cache=not args.disable_radix_cache,
             cores=self.partition.cores(role, allocation),
@@ -209,13 +214,18 @@ class WorkerGroup:
 
 
 def role_server_args(
-    server_args: ServerArgs, role: InstanceRole, *, changes_sms: bool = False
+    server_args: ServerArgs,
+    role: InstanceRole,
+    percentage: int,
+    *,
+    changes_sms: bool = False,
 ) -> ServerArgs:
     """Resolve the user's arguments again, for one role.
 
     Seeds are drawn at resolution, so they are taken from what the main process got.
 
     Args:
+        percentage: of the SMs, that the worker begins with.
         changes_sms: whether the worker changes its SMs while it runs.
     """
     changes: dict[str, Any] = {
@@ -223,7 +233,7 @@ def role_server_args(
         "enable_unified_memory": False,
     }
     if role is InstanceRole.PREFILL:
-        changes |= _prefill_graphs(server_args, changes_sms=changes_sms)
+        changes |= _prefill_graphs(server_args, percentage, changes_sms=changes_sms)
     else:
         # Prefill owns the prefix cache; there is one address to publish its events on.
         changes |= {"disable_radix_cache": True, "kv_events_config": None}
@@ -234,7 +244,9 @@ def role_server_args(
     return for_role(server_args, role.value, **changes)
 
 
-def _prefill_graphs(server_args: ServerArgs, *, changes_sms: bool) -> dict[str, Any]:
+def _prefill_graphs(
+    server_args: ServerArgs, percentage: int, *, changes_sms: bool
+) -> dict[str, Any]:
     if changes_sms:
         # A graph keeps to the SMs that it was captured on.
         return {"cuda_graph_backend_prefill": "disabled"}
@@ -244,7 +256,9 @@ def _prefill_graphs(server_args: ServerArgs, *, changes_sms: bool) -> dict[str, 
     # As upstream bounds its own choice: by a chunk, and by the pool.
     bounds = server_args.chunked_prefill_size, server_args.max_total_tokens
     given_bounds = [bound for bound in bounds if bound is not None and bound > 0]
-    most = min([PREFILL_GRAPH_TOKENS[-1], *given_bounds])
+    of_share = PREFILL_GRAPH_TOKENS[-1] * percentage // 100
+    of_share = max(size for size in PREFILL_GRAPH_TOKENS if size <= of_share)
+    most = min([of_share, *given_bounds])
     sizes = [size for size in PREFILL_GRAPH_TOKENS if size < most]
     return {
         "cuda_graph_max_bs_prefill": most,

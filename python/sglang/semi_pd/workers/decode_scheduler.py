@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DUE_POLL_MS = 1
+"""The heartbeat goes on meanwhile."""
+
 
 def borrowing_cache(original: Callable[..., Any], context: Any) -> Any:
     """The cache of a worker that has no tree, but gives to one that has, if any has."""
@@ -220,7 +223,13 @@ class DecodeScheduler(DecodeSuccession):
     def on_idle(self) -> None:
         # What waits for memory is no reason to give back what there is.
         waits = self.disagg_decode_prealloc_queue.retracted_queue
-        if self.running_batch.is_empty() and not waits:
+        if not self.running_batch.is_empty() or waits:
+            return
+        if self.announced.is_one_due() and self.recv_from_tokenizer is not None:
+            # Upstream's checks can wait; who is coming should not wait for them.
+            self.return_unused()
+            self.recv_from_tokenizer.poll(DUE_POLL_MS)
+        else:
             super().on_idle()
 
     def return_unused(self) -> None:

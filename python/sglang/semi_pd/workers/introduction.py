@@ -10,6 +10,7 @@ come.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 IN_ONE_TURN = 4
 """Requests that are introduced between two steps: few, for streams wait meanwhile."""
+
+DUE_S = 1.0
 
 
 class Introductions:
@@ -77,10 +80,17 @@ class Acquaintances:
     def __init__(self) -> None:
         self._asked: dict[str, TokenizedGenerateReqInput] = {}
         self._built: dict[str, Req] = {}
+        self._newest = 0.0
+
+    def is_one_due(self) -> bool:
+        """Whether the last part of a prompt is being computed; no longer if its worker
+        has not been heard of since."""
+        return bool(self._asked) and time.monotonic() - self._newest < DUE_S
 
     def expect(self, request: TokenizedGenerateReqInput) -> None:
         """A request that another worker has is about to be built."""
         self._asked[request.rid] = request
+        self._newest = time.monotonic()
 
     def keep(self, req: Req) -> None:
         """It is built, unless it has ended by now."""

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
 
 PRIORITY = {InstanceRole.PREFILL: -1, InstanceRole.DECODE: -3}
-"""Of a worker's streams, as CUDA counts: 0 is the lowest, -3 the highest of torch's."""
+"""Of a worker's forwards, as CUDA counts: 0 is the lowest, torch's highest is -3."""
+
+PREPARING = {InstanceRole.PREFILL: -2, InstanceRole.DECODE: -3}
+"""Of what prepares them. At a lower priority than prefill's forwards, decode's would
+wait for all of a long prompt; and prefill's own go before the products of the forward
+that runs: a successor's prefix cache is put together by many small ones."""
 
 _BACKENDS = "sglang.srt.model_executor.runner_backend"
 _CAPTURE = "sglang.srt.distributed.parallel_state.graph_capture"
@@ -50,13 +55,10 @@ def run_on(scheduler: WorkerScheduler, stream: torch.cuda.Stream) -> None:
 
 
 def event_loop_hook(role: InstanceRole) -> dict[str, Callable[..., Any]]:
-    """What prepares a batch goes as early as the batch itself.
-
-    At a lower priority than prefill's, decode's would wait for all of a long prompt.
-    """
+    """What prepares a batch goes no later than batches do."""
 
     def dispatch(original: Callable[..., None], scheduler: WorkerScheduler) -> None:
-        stream = torch.cuda.Stream(priority=PRIORITY[role])
+        stream = torch.cuda.Stream(priority=PREPARING[role])
         scheduler.schedule_stream = stream
         with torch.cuda.stream(stream):
             original(scheduler)
