@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.semi_pd.partition.green_context import GreenContextError
 from sglang.semi_pd.partition.sm_ranges import SMRange
+from sglang.semi_pd.workers.graph_sizes import CAPTURE, leave_out_near
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.runner.decode_cuda_graph_runner import (
@@ -27,9 +28,6 @@ logger = logging.getLogger(__name__)
 
 ATTENTION_BACKENDS = ("FlashAttentionBackend", "TritonAttnBackend")
 """The classes of what ``green_needs`` names."""
-
-WIDEST_STEP = 0.8
-"""A size is left out if it is more than this part of the next one that is kept."""
 
 
 class GraphSets:
@@ -51,8 +49,7 @@ class GraphSets:
     def hooks(self) -> dict[str, Callable[..., Any]]:
         """What wraps SGLang's capture, by dotted name."""
         return {
-            "sglang.srt.model_executor.runner.decode_cuda_graph_runner"
-            ".DecodeCudaGraphRunner.capture": self._capture_all,
+            CAPTURE: self._capture_all,
             "sglang.srt.distributed.parallel_state.graph_capture": self._on_green,
         }
 
@@ -83,7 +80,7 @@ class GraphSets:
             )
         began = time.monotonic()
         free = torch.cuda.mem_get_info()[0]
-        runner.capture_bs = without_near_sizes(runner.capture_bs)
+        leave_out_near(runner)
         self._runner = runner
         for units, stream in self._streams.items():
             self._sets[units] = {}, {}
@@ -112,16 +109,3 @@ def _error(why: str, mend: str) -> GreenContextError:
         why=why,
         mend=f"{mend}, or use --sm-partition-backend mps",
     )
-
-
-def without_near_sizes(sizes: list[int]) -> list[int]:
-    """Fewer batch sizes to capture: the largest, and below it in steps of a fifth.
-
-    A batch is padded to the next size; up to a quarter more rows cost a decode step
-    little, as it reads the weights once whatever their number.
-    """
-    kept: list[int] = []
-    for size in sorted(sizes, reverse=True):
-        if not kept or size <= WIDEST_STEP * kept[-1]:
-            kept.append(size)
-    return kept[::-1]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.semi_pd.utils import InstanceRole
+from sglang.semi_pd.workers import graph_sizes
 
 if TYPE_CHECKING:
     from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
@@ -85,7 +86,8 @@ class ServingStream:
         """What wraps SGLang's capture, by dotted name."""
         backends = {f"{name}.capture_one": self._capture_one for name in CAPTURED}
         loop = event_loop_hook(self._role)
-        return {_CAPTURE: self._on_serving, **backends, **loop}
+        sizes = {graph_sizes.CAPTURE: graph_sizes.capture_fewer}
+        return {_CAPTURE: self._on_serving, **sizes, **backends, **loop}
 
     def attach(self, scheduler: WorkerScheduler) -> None:
         """From now on the model runs at this priority."""
