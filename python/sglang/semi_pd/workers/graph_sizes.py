@@ -8,7 +8,6 @@ as it reads the weights once whatever their number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,12 +21,6 @@ CAPTURE = (
 )
 WIDEST_STEP = 0.8
 """A size is left out if it is more than this part of the next one that is kept."""
-
-
-def capture_fewer(original: Callable[..., None], runner: DecodeCudaGraphRunner) -> None:
-    """Around SGLang's capture of decode graphs."""
-    leave_out_near(runner)
-    original(runner)
 
 
 def leave_out_near(runner: DecodeCudaGraphRunner) -> None:

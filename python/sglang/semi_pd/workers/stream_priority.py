@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers import graph_sizes
+from sglang.semi_pd.workers.warm_ups import WarmUps
 
 if TYPE_CHECKING:
     from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
@@ -32,13 +33,15 @@ that runs: a successor's prefix cache is put together by many small ones."""
 
 _BACKENDS = "sglang.srt.model_executor.runner_backend"
 _CAPTURE = "sglang.srt.distributed.parallel_state.graph_capture"
+_PREFILL = (
+    "sglang.srt.model_executor.runner.prefill_cuda_graph_runner"
+    ".PrefillCudaGraphRunner.capture"
+)
 _EVENT_LOOP = "sglang.srt.managers.scheduler.dispatch_event_loop"
 CAPTURED = (
     f"{_BACKENDS}.full_cuda_graph_backend.FullCudaGraphBackend",
     f"{_BACKENDS}.breakable_cuda_graph_backend.BreakableCudaGraphBackend",
 )
-WARM_UPS = 2
-"""Forwards that SGLang computes before it captures one."""
 
 
 def run_on(scheduler: WorkerScheduler, stream: torch.cuda.Stream) -> None:
@@ -81,18 +84,25 @@ class ServingStream:
         self._role = role
         self._stream = torch.cuda.Stream(device, priority=PRIORITY[role])
         self._low = torch.cuda.Stream(device)
+        self._model: torch.nn.Module | None = None
 
     def hooks(self) -> dict[str, Callable[..., Any]]:
         """What wraps SGLang's capture, by dotted name."""
         backends = {f"{name}.capture_one": self._capture_one for name in CAPTURED}
         loop = event_loop_hook(self._role)
-        sizes = {graph_sizes.CAPTURE: graph_sizes.capture_fewer}
-        return {_CAPTURE: self._on_serving, **sizes, **backends, **loop}
+        captures = {name: self._capture for name in (graph_sizes.CAPTURE, _PREFILL)}
+        return {_CAPTURE: self._on_serving, **captures, **backends, **loop}
 
     def attach(self, scheduler: WorkerScheduler) -> None:
         """From now on the model runs at this priority."""
         if scheduler.enable_overlap:  # otherwise there is no stream of its own
             run_on(scheduler, self._stream)
+
+    def _capture(self, original: Callable[..., None], runner: Any) -> None:
+        self._model = runner.model_runner.model
+        if hasattr(runner, "capture_bs"):  # decode's
+            graph_sizes.leave_out_near(runner)
+        original(runner)
 
     def _on_serving(
         self, original: Callable[..., AbstractContextManager[Any]], stream: Any = None
@@ -108,37 +118,5 @@ class ServingStream:
         **others: Any,
     ) -> None:
         is_first = not backend._graphs
-        forward = WarmUps(forward_fn, self._low, WARM_UPS if is_first else 1)
+        forward = WarmUps(forward_fn, self._model, self._low, is_first=is_first)
         original(backend, shape_key, forward, **others)
-
-
-class WarmUps:
-    """A forward that SGLang computes twice, then captures.
-
-    Only the first graph needs the second warm-up, for what a process does once; a new
-    size needs its kernels loaded, which the first does.
-
-    Args:
-        low: the stream for what is not captured.
-        count: warm-ups to compute; the others give what the last one gave.
-    """
-
-    def __init__(
-        self, forward: Callable[[], Any], low: torch.cuda.Stream, count: int
-    ) -> None:
-        self._forward, self._low, self._count = forward, low, count
-        self._calls = 0
-        self._output: Any = None
-
-    def __call__(self) -> Any:
-        self._calls += 1
-        if self._calls > WARM_UPS:
-            self._output = None
-            return self._forward()
-        if self._calls <= self._count:
-            current = torch.cuda.current_stream()
-            self._low.wait_stream(current)
-            with torch.cuda.stream(self._low):
-                self._output = self._forward()
-            current.wait_stream(self._low)
-        return self._output
