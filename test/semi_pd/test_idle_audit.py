@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from sglang.semi_pd.memory.block_table import BlockTable
@@ -26,6 +28,7 @@ class Looks:
         self._audit = IdleAudit(table, lambda: self.known)
 
     def after(self, seconds: float, work_done: int = 1) -> tuple[str, ...] | None:
+        assert self._audit.when_idle(work_done) is None, "it has just been busy"
         self.now += seconds
         report = self._audit.when_idle(work_done)
         return None if report is None else tuple(report.violations)
@@ -82,3 +85,30 @@ def test_while_messages_are_under_way_nothing_is_suspected(
     looks.known = None
     assert looks.after(20) == ()
     assert looks.after(20, work_done=2) == ()
+
+
+def test_a_moment_without_work_is_not_used(looks: Looks) -> None:
+    for work_done in range(1, 100):
+        assert looks.after(idle_audit.QUIET_S / 2, work_done) is None
+    assert looks.after(idle_audit.QUIET_S, 100) == ()
+
+
+def test_a_large_cache_is_looked_at_as_fast_as_the_table() -> None:
+    large = worker(BlockTable.create(num_pages=700_000, num_rows=8, page_size=1))
+    pages = large.take_up_to(500_000, 0)
+    assert pages is not None
+    shuffled = np.random.default_rng(0).permutation(pages)
+
+    def seconds(known: np.ndarray) -> float:
+        audit = IdleAudit(large, lambda: known)
+        began = time.perf_counter()
+        assert audit.run().violations == ()
+        return time.perf_counter() - began
+
+    nothing = IdleAudit(large, lambda: None)
+    began = time.perf_counter()
+    for _ in range(5):
+        nothing.run()
+    alone = (time.perf_counter() - began) / 5
+    # Sorted it took 20 times as long.
+    assert min(seconds(shuffled) for _ in range(5)) < 4 * alone

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 EVERY_S = 10.0
 """At most so often: an audit reads all of the table, under its lock."""
 
+QUIET_S = 1.0
+"""Without work before an audit: who comes after a short pause does not wait for it."""
+
 CONFIRM_S = 2.0
 """Between the two looks; what is under way arrives within milliseconds."""
 
@@ -45,19 +48,25 @@ class IdleAudit:
     ) -> None:
         self._table = table
         self._known_pages = known_pages
-        self._work_seen = -1
+        self._work_seen = self._work_done = -1
+        self._idle_since = 0.0
         self._last = 0.0
         self._suspects: _Unexplained | None = None
 
     def when_idle(self, work_done: int) -> AuditReport | None:
         """Audit if there was work since the last time; ``work_done`` counts it."""
         now = time.monotonic()
+        if work_done != self._work_done:
+            self._work_done, self._idle_since = work_done, now
+        if now - self._idle_since < QUIET_S:
+            return None
         has_waited = now - self._last >= (CONFIRM_S if self._suspects else EVERY_S)
         if not has_waited or (work_done == self._work_seen and not self._suspects):
             return None
         usage = self._table.usage()
         if usage.rows_free < usage.rows_total:
-            return None  # the other worker is busy: it would wait for the lock
+            self._idle_since = now  # not the other worker: it would wait for the lock
+            return None
         self._last = now
         self._work_seen = work_done
         return self.run()
@@ -80,9 +89,14 @@ class IdleAudit:
         known, lease = self._known_pages(), self._table.lease
         if known is None or lease is None:
             return None
-        owned = np.flatnonzero(self._table.page_owners() == lease.slot)
+        is_owned = self._table.page_owners() == lease.slot
+        # Marked, not sorted: who comes just now waits for it, and a cache is large.
+        is_known = np.zeros(len(is_owned), bool)
+        is_known[known] = True
         found = _Unexplained(
-            lease.role.value, np.setdiff1d(owned, known), np.setdiff1d(known, owned)
+            lease.role.value,
+            np.flatnonzero(is_owned & ~is_known),
+            np.flatnonzero(is_known & ~is_owned),
         )
         return found if len(found.unused) or len(found.foreign) else None
 
