@@ -37,12 +37,13 @@ STOP_TIMEOUT_S = 10.0
 PREFILL_GRAPH_TOKENS = (
     *(16, 32, 48, 64, 96, 128, 160, 208, 256),
     *(320, 400, 512, 640, 800, 1024),
+    *(1280, 1600, 2048),
 )
-"""Prefill sizes that are captured with all SMs; with a share of them, that share of the
-longest is the longest. A batch is padded to the next size. Longer ones keep their SMs
-busier than launching them keeps a CPU. Capturing all of SGLang's sizes took 10 to 15 s
-of each rotation, those up to 1024 tokens 6 s; and each is computed once, while others
-serve."""
+"""Prefill sizes that are captured; a batch is padded to the next one."""
+PREFILL_GRAPH_LONGEST = 1024
+"""Of those of one GPU; of a share of it that share. Longer ones keep their SMs busier
+than launching them keeps a CPU. Capturing all of SGLang's sizes took 10 to 15 s of each
+rotation, those up to 1024 tokens 6 s; and each is computed once, while others serve."""
 PREFILL_GRAPH_FIELDS = ("cuda_graph_max_bs_prefill", "cuda_graph_bs_prefill")
 PAIR = tuple(role for role in InstanceRole if role.is_worker)
 
@@ -184,9 +185,7 @@ class WorkerGroup:
         return WorkerSpec(
             role=role,
             generation=generation,
-            server_args=role_server_args(
-                args, role, percentage, changes_sms=changes_sms
-            ),
+            server_args=role_server_args(args, role, percentage),
             port_args=port_args,
             gpu_id=args.base_gpu_id + rank * args.gpu_id_step,
             tp_rank=rank,
@@ -214,11 +213,7 @@ class WorkerGroup:
 
 
 def role_server_args(
-    server_args: ServerArgs,
-    role: InstanceRole,
-    percentage: int,
-    *,
-    changes_sms: bool = False,
+    server_args: ServerArgs, role: InstanceRole, percentage: int
 ) -> ServerArgs:
     """Resolve the user's arguments again, for one role.
 
@@ -226,14 +221,13 @@ def role_server_args(
 
     Args:
         percentage: of the SMs, that the worker begins with.
-        changes_sms: whether the worker changes its SMs while it runs.
     """
     changes: dict[str, Any] = {
         "random_seed": server_args.random_seed,
         "enable_unified_memory": False,
     }
     if role is InstanceRole.PREFILL:
-        changes |= _prefill_graphs(server_args, percentage, changes_sms=changes_sms)
+        changes |= _prefill_graphs(server_args, percentage)
     else:
         # Prefill owns the prefix cache; there is one address to publish its events on.
         changes |= {"disable_radix_cache": True, "kv_events_config": None}
@@ -244,19 +238,14 @@ def role_server_args(
     return for_role(server_args, role.value, **changes)
 
 
-def _prefill_graphs(
-    server_args: ServerArgs, percentage: int, *, changes_sms: bool
-) -> dict[str, Any]:
-    if changes_sms:
-        # A graph keeps to the SMs that it was captured on.
-        return {"cuda_graph_backend_prefill": "disabled"}
+def _prefill_graphs(server_args: ServerArgs, percentage: int) -> dict[str, Any]:
     given = server_args._semi_pd_raw_fields
     if any(given[field] is not None for field in PREFILL_GRAPH_FIELDS):
         return {}
     # As upstream bounds its own choice: by a chunk, and by the pool.
     bounds = server_args.chunked_prefill_size, server_args.max_total_tokens
     given_bounds = [bound for bound in bounds if bound is not None and bound > 0]
-    of_share = PREFILL_GRAPH_TOKENS[-1] * percentage // 100
+    of_share = PREFILL_GRAPH_LONGEST * server_args.tp_size * percentage // 100
     of_share = max(size for size in PREFILL_GRAPH_TOKENS if size <= of_share)
     most = min([of_share, *given_bounds])
     sizes = [size for size in PREFILL_GRAPH_TOKENS if size < most]

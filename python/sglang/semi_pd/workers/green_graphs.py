@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode graphs for green streams: one set for each run of SM units.
+"""Graphs for green streams: decode's for each run of SM units, prefill's for one.
 
 A CUDA graph runs on the SMs of the stream that it was captured on, whichever stream it
-is launched into. SGLang's runner captures and replays one set; here it captures several
-and is given the one that is to be replayed.
+is launched into. SGLang's runner captures and replays one set; decode's captures
+several here, and is given the one that is to be replayed. Prefill's are of the split
+that a worker begins with. While it has another one, prefill runs without: a short
+prompt then waits for its launches.
 """
 
 from __future__ import annotations
@@ -26,12 +28,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_PREFILL = (
+    "sglang.srt.model_executor.runner.prefill_cuda_graph_runner.PrefillCudaGraphRunner"
+)
+
 ATTENTION_BACKENDS = ("FlashAttentionBackend", "TritonAttnBackend")
 """The classes of what ``green_needs`` names."""
 
 
 class GraphSets:
-    """The decode graphs of one worker.
+    """The graphs of one worker.
 
     Args:
         streams: those that may be in use, by their units.
@@ -45,11 +51,14 @@ class GraphSets:
         self._runner: DecodeCudaGraphRunner | None = None
         self._sets: dict[SMRange, tuple[dict[Any, Any], dict[Any, Any]]] = {}
         self._capturing: torch.cuda.ExternalStream | None = None
+        self._prefill_units: SMRange | None = None
 
     def hooks(self) -> dict[str, Callable[..., Any]]:
         """What wraps SGLang's capture, by dotted name."""
         return {
             CAPTURE: self._capture_all,
+            f"{_PREFILL}.capture": self._capture_prefill,
+            f"{_PREFILL}.can_run_graph": self._can_run_prefill,
             "sglang.srt.distributed.parallel_state.graph_capture": self._on_green,
         }
 
@@ -96,6 +105,17 @@ class GraphSets:
             time.monotonic() - began,
             (free - torch.cuda.mem_get_info()[0]) / 1e9,
         )
+
+    def _capture_prefill(self, original: Callable[..., None], runner: Any) -> None:
+        self._prefill_units = self._units
+        self._capturing = self._streams[self._units]
+        original(runner)
+        self._capturing = None
+
+    def _can_run_prefill(
+        self, original: Callable[..., bool], runner: Any, forward_batch: Any
+    ) -> bool:
+        return self._units == self._prefill_units and original(runner, forward_batch)
 
     def _on_green(
         self, original: Callable[..., AbstractContextManager[Any]], stream: Any = None
