@@ -15,10 +15,11 @@ if TYPE_CHECKING:
         DecodeCudaGraphRunner,
     )
 
-CAPTURE = (
-    "sglang.srt.model_executor.runner.decode_cuda_graph_runner"
-    ".DecodeCudaGraphRunner.capture"
-)
+_RUNNER = "sglang.srt.model_executor.runner"
+DECODE_RUNNER = f"{_RUNNER}.decode_cuda_graph_runner.DecodeCudaGraphRunner"
+PREFILL_RUNNER = f"{_RUNNER}.prefill_cuda_graph_runner.PrefillCudaGraphRunner"
+"""SGLang's classes that capture, by dotted name."""
+
 WIDEST_STEP = 0.8
 """A size is left out if it is more than this part of the next one that is kept."""
 

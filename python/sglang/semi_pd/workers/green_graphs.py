@@ -19,7 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.semi_pd.partition.green_context import GreenContextError
 from sglang.semi_pd.partition.sm_ranges import SMRange
-from sglang.semi_pd.workers.graph_sizes import CAPTURE, leave_out_near
+from sglang.semi_pd.workers.graph_sizes import (
+    DECODE_RUNNER,
+    PREFILL_RUNNER,
+    leave_out_near,
+)
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.runner.decode_cuda_graph_runner import (
@@ -27,10 +31,6 @@ if TYPE_CHECKING:
     )
 
 logger = logging.getLogger(__name__)
-
-_PREFILL = (
-    "sglang.srt.model_executor.runner.prefill_cuda_graph_runner.PrefillCudaGraphRunner"
-)
 
 ATTENTION_BACKENDS = ("FlashAttentionBackend", "TritonAttnBackend")
 """The classes of what ``green_needs`` names."""
@@ -56,9 +56,9 @@ class GraphSets:
     def hooks(self) -> dict[str, Callable[..., Any]]:
         """What wraps SGLang's capture, by dotted name."""
         return {
-            CAPTURE: self._capture_all,
-            f"{_PREFILL}.capture": self._capture_prefill,
-            f"{_PREFILL}.can_run_graph": self._can_run_prefill,
+            f"{DECODE_RUNNER}.capture": self._capture_decode,
+            f"{PREFILL_RUNNER}.capture": self._capture_prefill,
+            f"{PREFILL_RUNNER}.can_run_graph": self._can_run_prefill,
             "sglang.srt.distributed.parallel_state.graph_capture": self._on_green,
         }
 
@@ -69,7 +69,7 @@ class GraphSets:
             backend = self._runner.backend
             backend._graphs, backend._outputs = self._sets[units]
 
-    def _capture_all(
+    def _capture_decode(
         self, original: Callable[..., None], runner: DecodeCudaGraphRunner
     ) -> None:
         from sglang.srt.model_executor.runner_backend.full_cuda_graph_backend import (

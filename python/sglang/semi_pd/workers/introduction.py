@@ -28,6 +28,7 @@ IN_ONE_TURN = 4
 """Requests that are introduced between two steps: few, for streams wait meanwhile."""
 
 DUE_S = 1.0
+"""Longer than the last part of a prompt takes."""
 
 
 class Introductions:

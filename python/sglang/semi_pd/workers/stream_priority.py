@@ -33,10 +33,6 @@ that runs: a successor's prefix cache is put together by many small ones."""
 
 _BACKENDS = "sglang.srt.model_executor.runner_backend"
 _CAPTURE = "sglang.srt.distributed.parallel_state.graph_capture"
-_PREFILL = (
-    "sglang.srt.model_executor.runner.prefill_cuda_graph_runner"
-    ".PrefillCudaGraphRunner.capture"
-)
 _EVENT_LOOP = "sglang.srt.managers.scheduler.dispatch_event_loop"
 CAPTURED = (
     f"{_BACKENDS}.full_cuda_graph_backend.FullCudaGraphBackend",
@@ -90,7 +86,8 @@ class ServingStream:
         """What wraps SGLang's capture, by dotted name."""
         backends = {f"{name}.capture_one": self._capture_one for name in CAPTURED}
         loop = event_loop_hook(self._role)
-        captures = {name: self._capture for name in (graph_sizes.CAPTURE, _PREFILL)}
+        runners = (graph_sizes.DECODE_RUNNER, graph_sizes.PREFILL_RUNNER)
+        captures = {f"{name}.capture": self._capture for name in runners}
         return {_CAPTURE: self._on_serving, **captures, **backends, **loop}
 
     def attach(self, scheduler: WorkerScheduler) -> None:
@@ -100,7 +97,7 @@ class ServingStream:
 
     def _capture(self, original: Callable[..., None], runner: Any) -> None:
         self._model = runner.model_runner.model
-        if hasattr(runner, "capture_bs"):  # decode's
+        if self._role is InstanceRole.DECODE:
             graph_sizes.leave_out_near(runner)
         original(runner)
 
