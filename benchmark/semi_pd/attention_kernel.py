@@ -251,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 128])
     parser.add_argument("--length", type=int, default=400, help="tokens of a request")
-    parser.add_argument("--tokens", type=int, default=760_000, help="of the KV cache")
+    parser.add_argument("--tokens", type=int, default=300_000, help="of the KV cache")
     parser.add_argument(
         "--order", nargs="+", choices=ORDERS, default=["ascending"], help="of pages"
     )
