@@ -193,20 +193,15 @@ def use(options: argparse.Namespace, batch: int, handles: Path | None) -> None:
 
 
 def measure(options: argparse.Namespace, directory: Path) -> None:
-    mps = {
-        "CUDA_MPS_PIPE_DIRECTORY": str(directory),
-        "CUDA_MPS_LOG_DIRECTORY": str(directory),
-    }
-    client = os.environ | mps
-    if options.share is not None:
-        client["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(options.share)
-    control = "nvidia-cuda-mps-control"
+    from sglang.semi_pd.partition.mps import MPSDaemon
+
+    daemon = MPSDaemon(directory)
+    client = os.environ | daemon.client_environment(options.share or 100)
+    if options.share is None:
+        del client["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"]
     me = [sys.executable, __file__, "--tokens", str(options.tokens)]
     handles = directory / "handles.json"
-    # The daemon sees all GPUs; of one that sees some, clients would see others.
-    daemon = {**os.environ, **mps}
-    daemon.pop("CUDA_VISIBLE_DEVICES", None)
-    subprocess.run([control, "-d"], env=daemon, check=True)
+    daemon.start()
     beside: list[subprocess.Popen[str]] = []
     try:
         for _ in range(options.beside):
@@ -238,13 +233,7 @@ def measure(options: argparse.Namespace, directory: Path) -> None:
         for one in beside:
             one.kill()
             one.wait()
-        subprocess.run(
-            [control],
-            input="quit\n",
-            text=True,
-            env=daemon,
-            check=True,
-        )
+        daemon.stop()
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
 import random
 import sys
 import time
@@ -27,13 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from systems import (
-    SYSTEMS,
-    NotReadyError,
-    RunningServer,
-    end_tidily,
-    own_and_servers,
-)
+from systems import RunningServer, look_at_each
 
 STEPS = 10
 PROMPT, ANSWER = 256, 400
@@ -132,46 +125,26 @@ def layer(steps: list[Kernel]) -> Iterator[str]:
         )
 
 
-def look(options: argparse.Namespace, name: str) -> None:
-    """Start one system, print what its steps are made of, end it."""
-    server = RunningServer(SYSTEMS[name], options.common, options.port, options.out)
-    server.start(options.start_timeout)
-    try:
-        folder = options.out / name
-        folder.mkdir(parents=True, exist_ok=True)
-        profiled = Profiled(server.url, folder, options.seed)
-        profiled.answer(8)
-        for batch in options.batch:
-            steps = profiled.steps(batch)
-            print(f"{name}, batch {batch}:", *table(steps, options.rows), sep="\n")
-            print("  one layer:", *layer(steps), sep="\n", flush=True)
-    finally:
-        server.stop()
+def look(options: argparse.Namespace, server: RunningServer) -> None:
+    """Print what the steps of one system are made of."""
+    name = server.system.name
+    folder = options.out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    profiled = Profiled(server.url, folder, options.seed)
+    profiled.answer(8)
+    for batch in options.batch:
+        steps = profiled.steps(batch)
+        print(f"{name}, batch {batch}:", *table(steps, options.rows), sep="\n")
+        print("  one layer:", *layer(steps), sep="\n", flush=True)
 
 
 def main() -> int:
-    own, flags = own_and_servers(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--model-path", required=True)
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, required=True)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--rows", type=int, default=16, help="kernels to show")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--port", type=int, default=31500)
-    parser.add_argument("--start-timeout", type=float, default=200.0)
-    options = parser.parse_args(own)
-    options.common = ["--model-path", options.model_path, *flags]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    end_tidily()
-    failed = 0
-    for name in options.systems:
-        try:
-            look(options, name)
-        except (NotReadyError, OSError, RuntimeError) as error:
-            failed += 1
-            print(f"{name}: {error}", flush=True)
-    return 1 if failed else 0
+    return look_at_each(parser, look)
 
 
 if __name__ == "__main__":

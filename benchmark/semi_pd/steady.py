@@ -56,6 +56,11 @@ class Steady:
         found = [self._first_piece_ms(self._prompt(length)) for _ in range(repeats)]
         return {f"p{share}": percentile(found, share / 100) for share in (50, 90, 99)}
 
+    def answer_in_turn(self, lengths: Sequence[int], requests: int, count: int) -> None:
+        """Have prompts of these lengths answered, each when the last one has been."""
+        for _ in range(requests):
+            self._tokens(self._prompt(self._random.choice(lengths)), count)
+
     def answers(self, repeats: int) -> dict[str, list[list[Tokens]]]:
         """Greedy answers to the same prompts: one by one, and twelve at a time."""
         prompts = [self._prompt(length) for length in PROMPT_LENGTHS * 6]

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -223,6 +223,40 @@ def own_and_servers(given: Sequence[str]) -> tuple[list[str], list[str]]:
     """Arguments of this program, and what follows ``--``: flags of every server."""
     cut = given.index("--") if "--" in given else len(given)
     return list(given[:cut]), list(given[cut + 1 :])
+
+
+def look_at_each(
+    parser: argparse.ArgumentParser,
+    look: Callable[[argparse.Namespace, RunningServer], None],
+) -> int:
+    """Start each of ``--systems`` in turn and look at it; 1 if one of them failed.
+
+    Args:
+        parser: of the program's own arguments, with ``--port``; those that say what to
+            start are added.
+    """
+    own, flags = own_and_servers(sys.argv[1:])
+    parser.add_argument("--out", type=Path, required=True, help="what is kept")
+    parser.add_argument("--model-path", required=True)
+    parser.add_argument("--systems", nargs="+", type=named, required=True)
+    parser.add_argument("--start-timeout", type=float, default=200.0)
+    options = parser.parse_args(own)
+    common = ["--model-path", options.model_path, *flags]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    end_tidily()
+    failed = 0
+    for system in options.systems:
+        server = RunningServer(system, common, options.port, options.out)
+        try:
+            server.start(options.start_timeout)
+            try:
+                look(options, server)
+            finally:
+                server.stop()
+        except (NotReadyError, OSError, RuntimeError) as error:
+            failed += 1
+            print(f"{system.name}: {error}", flush=True)
+    return 1 if failed else 0
 
 
 def gpu_memory_mib() -> list[int]:
