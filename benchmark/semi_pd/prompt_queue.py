@@ -3,10 +3,10 @@
 """How long prompts wait for each other, with SGLang's forwards and with prefill's.
 
 The queue alone, without a server: arrivals and lengths of the benchmark's loads, and a
-GPU that computes so many tokens a second. Prefill's rule is the code that serves
-(``prefill_steps``); SGLang's is told again: first come, first served, a forward filled
-up to the chunk size. First tokens in milliseconds, P50 / P90 / P99; the share within
-200 ms; the same of prompts of 8000 tokens and more.
+GPU that computes so many tokens a second. The rules are the simulator's
+(``simulation/forwards.py``), prefill's the code that serves. First tokens in
+milliseconds, P50 / P90 / P99; the share within 200 ms; the same of prompts of 8000
+tokens and more.
 
     python benchmark/semi_pd/prompt_queue.py long-context:3,6 --tokens-per-s 28000
 """
@@ -16,13 +16,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from compare import load_at
 from loads import Load, Request
 from records import percentile
-from sglang.semi_pd.workers.prefill_steps import PrefillSteps, must_wait
+from sglang.semi_pd.simulation.forwards import Forward, as_prefill, as_sglang
 
 SGLANG_CHUNKS = (8192, 2048, 512)
 FORWARD_S = 0.002
@@ -38,53 +37,6 @@ class Prompt:
     left: int
 
 
-Forward = Callable[[list[Prompt]], list[tuple[Prompt, int]]]
-"""Of the prompts in their order, one that was begun first: who gets how many tokens."""
-
-
-def as_sglang(chunk: int) -> Forward:
-    """Fill a forward; who does not fit in is begun."""
-
-    def forward(waiting: list[Prompt]) -> list[tuple[Prompt, int]]:
-        taken, room = [], chunk
-        for prompt in waiting:
-            if not room:
-                break
-            taken.append((prompt, min(prompt.left, room)))
-            room -= taken[-1][1]
-        return taken
-
-    return forward
-
-
-def as_prefill() -> Forward:
-    """What ``prefill_scheduler`` does with ``PrefillSteps``."""
-    steps = PrefillSteps(SGLANG_CHUNKS[0], 1, is_given=False)
-
-    def forward(waiting: list[Prompt]) -> list[tuple[Prompt, int]]:
-        first, *others = waiting
-        is_begun = first.left < first.request.input_len
-        others = others if is_begun else waiting
-        step = steps.step(first.left if is_begun else 0, [one.left for one in others])
-        taken, room = [], step.tokens
-        if is_begun:
-            taken.append((first, step.under_way))
-            room -= step.under_way
-            others = [others[place] for place in sorted(step.joining)]
-        is_under_way = is_begun and step.under_way < first.left
-        for prompt in others:
-            filled = step.tokens - room
-            if not room or must_wait(
-                prompt.left, room, filled, is_under_way=is_under_way
-            ):
-                break
-            taken.append((prompt, min(prompt.left, room)))
-            room -= taken[-1][1]
-        return taken
-
-    return forward
-
-
 def first_tokens(
     requests: list[Request], forward: Forward, tokens_per_s: float
 ) -> list[tuple[Request, float]]:
@@ -96,9 +48,10 @@ def first_tokens(
         while coming and coming[0].arrival_s <= now:
             request = coming.popleft()
             waiting.append(Prompt(request, request.input_len))
-        taken = forward(waiting)
+        is_begun = waiting[0].left < waiting[0].request.input_len
+        taken = forward([one.left for one in waiting], is_begun=is_begun)
         now += FORWARD_S + sum(tokens for _, tokens in taken) / tokens_per_s
-        for prompt, tokens in taken:
+        for prompt, tokens in [(waiting[place], tokens) for place, tokens in taken]:
             prompt.left -= tokens
             if not prompt.left:
                 waiting.remove(prompt)

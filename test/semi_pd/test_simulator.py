@@ -79,6 +79,18 @@ def test_a_prefill_step_is_formed_when_the_one_before_it_begins() -> None:
     assert instance.first_token_s == pytest.approx([0.01, 0.015, 0.02])
 
 
+def test_a_short_prompt_shares_the_steps_of_a_long_one() -> None:
+    """Two of 2048 tokens were formed before it came; it has its part of the third."""
+    instance = run(trace_of((0.0, 16 * 2048, 1), (0.001, 100, 1)))
+    assert instance.first_token_s == pytest.approx([1e-4 * (16 * 2048 + 100), 0.6144])
+
+
+def test_a_server_that_fills_steps_as_sglang_lets_it_wait() -> None:
+    coefficients = replace(ROUND, forward_rule="sglang")
+    instance = run(trace_of((0.0, 16 * 2048, 1), (0.001, 100, 1)), coefficients)
+    assert instance.first_token_s == pytest.approx([3.2768, 3.2868])
+
+
 def test_the_fixed_part_of_a_prefill_step_is_the_hosts_and_no_split_slows_it() -> None:
     coefficients = replace(ROUND, prefill_step_s=0.004, prefill_speed=((100, 0.5),))
     instance = run(trace_of((0.0, 100, 1)), coefficients)
@@ -270,6 +282,9 @@ def test_calibrations_are_read_and_refused(tmp_path: Path) -> None:
     assert coefficients.decode_speed == ((100, 1),)
     path.write_text('{"decode_steps": 1}')
     with pytest.raises(ConfigError, match=r"unknown names \['decode_steps'\]"):
+        SimulatorCoefficients.load(path)
+    path.write_text('{"forward_rule": "round"}')
+    with pytest.raises(ConfigError, match=r"not one of \['prefill', 'sglang'\]"):
         SimulatorCoefficients.load(path)
 
 

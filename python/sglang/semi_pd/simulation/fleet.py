@@ -5,18 +5,19 @@
 load changes: a prompt is done, a request joins or leaves. In between every running
 request gains tokens at one pace, which the calibrated step time gives; so a request is
 over when its GPU's count of tokens per request has grown by its output. That is three
-events per request, whatever its length.
+events per request, and one more for each further forward that a prompt needs.
 """
 
 from __future__ import annotations
 
 import heapq
-import math
 from collections import deque
+from itertools import islice
 
 import numpy as np
 from sglang.semi_pd.simulation.fleet_routing import Router
 from sglang.semi_pd.simulation.fleet_types import Deployment, FleetTrace, Scheme
+from sglang.semi_pd.simulation.forwards import LOOKED_AT, RULES
 from sglang.semi_pd.simulation.simulator_coefficients import SimulatorCoefficients
 from sglang.semi_pd.sm_allocation import UNPARTITIONED
 
@@ -32,6 +33,7 @@ class _GPU:
         "ends",
         "free_kv",
         "index",
+        "is_begun",
         "kv_tokens",
         "pace",
         "prompts",
@@ -46,6 +48,7 @@ class _GPU:
         self.index = index
         self.free_kv = free_kv
         self.prompts: deque[int] = deque()
+        self.is_begun = False  # some of the first prompt has been computed
         self.chunk: list[int] = []
         self.ready: deque[int] = deque()
         self.ends: list[tuple[float, int]] = []
@@ -94,7 +97,9 @@ class FleetSimulator:
         self._decoders = self._router
         if self._is_disaggregated:
             self._decoders = Router(deployment.decode_routing, decodes, trace)
-        self._prefill_tokens = [0] * requests
+        rule = coefficients.forward_rule if is_divided else "sglang"
+        self._forward = RULES[rule](coefficients.chunk_tokens)
+        self._left = [0] * requests
         self._events: list[_Event] = []
         self._streams = [0] * requests
         self.first_token_s = [float("nan")] * requests
@@ -118,7 +123,7 @@ class FleetSimulator:
     def _arrive(self, now: float, index: int) -> None:
         place, cached = self._router.choose(index)
         self.cached_tokens += cached
-        self._prefill_tokens[index] = max(1, self._input[index] - cached)
+        self._left[index] = max(1, self._input[index] - cached)
         gpu = self._gpus[place]
         gpu.prompts.append(index)
         if gpu.chunk:
@@ -128,28 +133,27 @@ class FleetSimulator:
             self._change_pace(now, gpu)
 
     def _start_chunk(self, now: float, gpu: _GPU) -> None:
-        """Begin the next prompts: a chunk of them, as far as the cache has room.
+        """Begin the next forward, as far as the cache has room.
 
         The caller changes decode's pace.
         """
-        budget, work_s = self._costs.chunk_tokens, 0.0
-        while gpu.prompts and budget > 0:
-            index = gpu.prompts[0]
-            tokens = self._prefill_tokens[index]
-            if gpu.chunk and tokens > budget or not self._reserve(gpu, index):
+        waiting, work_s = list(islice(gpu.prompts, LOOKED_AT)), 0.0
+        if not waiting:
+            return
+        left = [self._left[index] for index in waiting]
+        for place, tokens in self._forward(left, is_begun=gpu.is_begun):
+            index, is_new = waiting[place], place > 0 or not gpu.is_begun
+            if is_new and not self._reserve(gpu, index):
                 break
-            gpu.prompts.popleft()
             gpu.chunk.append(index)
-            budget -= tokens
             work_s += self._work_s(index, tokens)
+            self._left[index] -= tokens
         if not gpu.chunk:
             return
+        gpu.is_begun = any(self._left[index] for index in gpu.chunk)
         is_beside = gpu.running > 0
         factor = self._prefill_beside if is_beside else self._prefill_alone
-        steps = math.ceil(
-            (self._costs.chunk_tokens - budget) / self._costs.chunk_tokens
-        )
-        took_s = steps * self._costs.prefill_step_s + work_s * factor
+        took_s = self._costs.prefill_step_s + work_s * factor
         self.prefill_busy_s += took_s
         heapq.heappush(self._events, (now + took_s, _CHUNK_ENDS, gpu.index, 0))
 
@@ -165,13 +169,16 @@ class FleetSimulator:
     def _work_s(self, index: int, tokens: int) -> float:
         """A prompt's time on the whole GPU, without the fixed part of its step."""
         costs = self._costs
-        context = self._input[index] - tokens / 2
+        context = self._input[index] - self._left[index] + tokens / 2
         per_token_s = costs.prefill_s_per_token
         per_token_s += costs.prefill_s_per_context_token * context
         return tokens * per_token_s
 
     def _end_chunk(self, now: float, gpu: _GPU, _: int) -> None:
-        chunk, gpu.chunk = gpu.chunk, []
+        chunk = [index for index in gpu.chunk if not self._left[index]]
+        gpu.chunk = []
+        for index in chunk:
+            gpu.prompts.remove(index)
         if self._is_disaggregated:
             for index in chunk:
                 self._router.ended(index)

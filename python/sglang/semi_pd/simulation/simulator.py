@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A discrete-event model of one instance: a queue, a prefill and a decode worker.
 
-Each worker runs one step after another. A prefill step takes prompts first come, first
-served, up to a number of tokens. A decode step gives one token to every request in it.
-How long a step takes depends on the worker's cap and on whether the other worker is
-busy as it begins. KV cache for prompt and output is set aside when a prompt starts.
+Each worker runs one step after another. A prefill step computes the prompts that the
+prefill worker would take (``forwards.py``). A decode step gives one token to every
+request in it. How long a step takes depends on the worker's cap and on whether the
+other worker is busy as it begins. KV cache for prompt and output is set aside when a
+prompt starts.
 
 Both schedulers are one step ahead of the GPU, as SGLang's overlap makes them: as a step
 begins, the next one is formed and launched behind it. So
@@ -22,8 +23,10 @@ import heapq
 import math
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
+from sglang.semi_pd.simulation.forwards import LOOKED_AT, RULES
 from sglang.semi_pd.simulation.simulator_coefficients import SimulatorCoefficients
 from sglang.semi_pd.simulation.trace import Trace
 from sglang.semi_pd.sm_allocation import SMAllocation
@@ -65,6 +68,7 @@ class InstanceSimulator:
         self._output: list[int] = trace.output_length.tolist()
         self._next_arrival = 0
 
+        self._forward = RULES[coefficients.forward_rule](coefficients.chunk_tokens)
         self._queue: deque[int] = deque()
         self._chunk: list[tuple[int, int]] = []
         self._chunk_ahead: list[tuple[int, int]] = []
@@ -141,7 +145,7 @@ class InstanceSimulator:
         for index, tokens in self._chunk:
             self._prefilled[index] += tokens
             if self._prefilled[index] == self._input[index]:
-                self._queue.popleft()
+                self._queue.remove(index)
         is_beside = self._decode_ends_s != _NEVER or bool(self._handed_over)
         factors = self._factors
         factor = factors.prefill_beside_decode if is_beside else factors.prefill_alone
@@ -151,18 +155,18 @@ class InstanceSimulator:
         self._chunk_ahead = self._form_chunk()
 
     def _form_chunk(self) -> list[tuple[int, int]]:
-        """Fill one chunk from the queue, as far as the KV cache allows."""
-        budget = self.coefficients.chunk_tokens
+        """The next step's prompts and tokens, as far as the KV cache allows."""
+        waiting = list(islice(self._queue, LOOKED_AT))
+        if not waiting:
+            return []
+        left = [self._input[index] - self._prefilled[index] for index in waiting]
+        is_begun = self._prefilled[waiting[0]] > 0
         chunk = []
-        for index in self._queue:
-            before = self._prefilled[index]
-            if before == 0 and not self._reserve_kv(index):
+        for place, tokens in self._forward(left, is_begun=is_begun):
+            index = waiting[place]
+            if not self._prefilled[index] and not self._reserve_kv(index):
                 break
-            tokens = min(self._input[index] - before, budget)
             chunk.append((index, tokens))
-            budget -= tokens
-            if budget == 0:
-                break
         return chunk
 
     def _prefill_work_s(self, index: int, tokens: int) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from sglang.semi_pd.control.split_offer import SplitOffer, WorkerSpeeds
 from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.simulation.forwards import RULES
 from sglang.semi_pd.sm_allocation import SMAllocation
 
 BUILTIN = Path(__file__).parent / "calibrations" / "h200_llama3_8b.json"
@@ -49,7 +50,9 @@ class SimulatorCoefficients:
     that grows with KV tokens; a line without it has one factor for the whole step.
 
     Args:
-        chunk_tokens: most prompt tokens in one prefill step.
+        chunk_tokens: ``--chunked-prefill-size``; None if the server was given none.
+        forward_rule: how prefill's forwards are filled, of ``forwards.RULES``; a server
+            of before decision 19 filled them as SGLang does.
         max_decode_batch: most requests in one decode step.
         kv_capacity_tokens: KV cache size, tokens.
         request_overhead_s: tokenising and transport before the first token.
@@ -66,12 +69,13 @@ class SimulatorCoefficients:
     prefill_speed: tuple[tuple[float, float], ...]
     decode_speed: tuple[tuple[float, float], ...]
     interference: tuple[tuple[float, ...], ...]
-    chunk_tokens: int
+    chunk_tokens: int | None
     max_decode_batch: int
     kv_capacity_tokens: int
     request_overhead_s: float
     provenance: str
     transport_s_per_stream: float = 0.0
+    forward_rule: str = "prefill"
 
     def factors(self, allocation: SMAllocation) -> StepFactors:
         """Return the step factors under a split."""
@@ -162,6 +166,8 @@ class SimulatorCoefficients:
     def _of(cls, values: dict[str, Any]) -> SimulatorCoefficients:
         for name in ("prefill_speed", "decode_speed", "interference"):
             values[name] = tuple(tuple(line) for line in values[name])
+        if values.get("forward_rule", "prefill") not in RULES:
+            raise ValueError(f"forward_rule is not one of {sorted(RULES)}")
         return cls(**values)
 
 

@@ -10,16 +10,13 @@ short ones that have come meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from sglang.srt.managers.schedule_policy import AddReqResult
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
     from sglang.srt.managers.schedule_batch import Req
-    from sglang.srt.managers.schedule_policy import PrefillAdder
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 
 STEP = 2048
@@ -32,8 +29,6 @@ least so much of a forward is filled before a prompt waits to be computed whole.
 LOOKED_UP = 8
 """So many long prompts that wait are looked up in the prefix cache: what is left of
 them may be short."""
-
-_ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +45,10 @@ class Step:
     under_way: int = 0
     joining: frozenset[int] = frozenset()
 
+    def aside(self, waited: list[Req]) -> list[Req]:
+        """Those of the ones that waited that may not join."""
+        return [req for place, req in enumerate(waited) if place not in self.joining]
+
     def put_back(self, waited: list[Req], left: list[Req]) -> list[Req]:
         """Those that wait after it, in the order in which they waited before it.
 
@@ -57,8 +56,8 @@ class Step:
             left: of those that might join, who did not.
         """
         place = {id(req): number for number, req in enumerate(waited)}
-        aside = [req for n, req in enumerate(waited) if n not in self.joining]
-        return sorted([*left, *aside], key=lambda req: place.get(id(req), len(place)))
+        after = [*left, *self.aside(waited)]
+        return sorted(after, key=lambda req: place.get(id(req), len(place)))
 
 
 class PrefillSteps:
@@ -165,38 +164,3 @@ def must_wait(needed: int, room: int, filled: int, *, is_under_way: bool) -> boo
     """
     fits_later = needed <= room + filled <= LEAST_SHARE * filled
     return room < needed and (is_under_way or fits_later)
-
-
-def share(
-    original: Callable[..., Req | None], adder: PrefillAdder, req: Req
-) -> Req | None:
-    """Around upstream's next chunk of a prompt: it leaves room for those that join."""
-    kept = adder.rem_chunk_tokens - req.semi_pd_step
-    adder.rem_chunk_tokens -= kept
-    rest = original(adder, req)
-    adder.rem_chunk_tokens += kept
-    return rest
-
-
-def whole_or_later(
-    original: Callable[..., AddReqResult],
-    adder: PrefillAdder,
-    req: Req,
-    has_chunked_req: bool,  # noqa: FBT001 - upstream's signature
-    **options: Any,
-) -> AddReqResult:
-    """Around upstream's admission: what the next forward can compute is not divided."""
-    room = adder.rem_chunk_tokens
-    if room is not None and adder.can_run_list:
-        ceil = adder.ceil_paged_tokens
-        filled = sum(ceil(one.extend_range.length) for one in adder.can_run_list)
-        needed = ceil(len(req.full_untruncated_fill_ids) - len(req.prefix_indices))
-        if must_wait(needed, room, filled, is_under_way=has_chunked_req):
-            return AddReqResult.OTHER
-    return original(adder, req, has_chunked_req, **options)
-
-
-HOOKS: dict[str, Callable[..., Any]] = {
-    f"{_ADDER}.add_chunked_req": share,
-    f"{_ADDER}.add_one_req": whole_or_later,
-}
