@@ -15,6 +15,7 @@ from sglang.semi_pd.partition.right_shares import (
     CANDIDATES,
     RightShares,
     best,
+    offered,
     ranked,
     require,
 )
@@ -45,6 +46,14 @@ def test_where_all_is_right_the_wanted_split_is_the_best() -> None:
     everywhere = dict.fromkeys(H200, True)
     for split in (SMAllocation(70, 30), SMAllocation(10, 90)):
         assert best(split, everywhere, allow_overlap=False) == split
+
+
+def test_a_controller_is_offered_splits_of_right_shares_only() -> None:
+    divided = ["10/90", "25/50", "30/50", "50/50", "90/10"]
+    assert [str(s) for s in offered(H200, allow_overlap=False)] == divided
+    overlapping = {str(s) for s in offered(H200, allow_overlap=True)}
+    assert overlapping - set(divided) == {f"{x}/100" for x in RIGHT_ON_H200 if x >= 10}
+    assert offered({50: False, 100: True}, allow_overlap=False) == ()
 
 
 def test_no_candidate_is_under_the_least_share() -> None:

@@ -148,7 +148,8 @@ class SemiPDCoordinator:
         reach = WorkerReach(self._send, self._pids, self._share_paths, self._rotate)
         self.rotation.use(
             split_mechanism(
-                self.partition.name,
+                self.partition,
+                self.config,
                 args.device,
                 reach,
                 lambda: self.rotation.current_allocation,

@@ -86,6 +86,24 @@ def best(
     return splits[0]
 
 
+def offered(
+    verdicts: Mapping[int, bool], *, allow_overlap: bool
+) -> tuple[SMAllocation, ...]:
+    """The splits of right shares that a controller is to choose from.
+
+    For each share of prefill the one that leaves the fewest SMs unused; where caps may
+    overlap also the one whose decode may use all SMs.
+    """
+    right = sorted(share for share, is_right in verdicts.items() if is_right)
+    splits = []
+    for share in right:
+        beside = [other for other in right if share + other <= FULL_PERCENTAGE][-1:]
+        if allow_overlap and FULL_PERCENTAGE in right:
+            beside.append(FULL_PERCENTAGE)
+        splits += [SMAllocation(share, other) for other in beside]
+    return tuple(splits)
+
+
 def require(
     asked: SMAllocation, verdicts: Mapping[int, bool], *, allow_overlap: bool
 ) -> None:

@@ -18,6 +18,7 @@ from sglang.semi_pd.partition.right_shares import (
     RightShares,
     best,
     default_cache,
+    offered,
     require,
 )
 from sglang.semi_pd.sm_allocation import UNPARTITIONED, SMAllocation
@@ -48,6 +49,9 @@ class SMPartition(Protocol):
         Raises:
             ConfigError: ``wanted`` cannot be had, and was asked for by the user.
         """
+
+    def offered_splits(self, *, allow_overlap: bool) -> tuple[SMAllocation, ...]:
+        """The splits that a controller is to choose from; empty if any can be had."""
 
     def environment(
         self, role: InstanceRole, allocation: SMAllocation
@@ -80,6 +84,9 @@ class NoPartition:
         self, wanted: SMAllocation, *, is_free: bool, allow_overlap: bool
     ) -> SMAllocation:
         return wanted
+
+    def offered_splits(self, *, allow_overlap: bool) -> tuple[SMAllocation, ...]:
+        return ()
 
     def environment(
         self, role: InstanceRole, allocation: SMAllocation
@@ -134,7 +141,7 @@ class MPSPartition:
         self, wanted: SMAllocation, *, is_free: bool, allow_overlap: bool
     ) -> SMAllocation:
         """As declared; only splits of shares whose products are right are good."""
-        shares = RightShares(self._daemon, self._gpu, default_cache())
+        shares = self._right_shares()
         asked = {wanted.prefill_percentage, wanted.decode_percentage}
         if not is_free and all(shares.verdicts(asked).values()):
             return wanted
@@ -145,6 +152,14 @@ class MPSPartition:
         split = best(near, verdicts, allow_overlap=allow_overlap)
         logger.info("The split is %s, of shares that compute right here", split)
         return split
+
+    def offered_splits(self, *, allow_overlap: bool) -> tuple[SMAllocation, ...]:
+        """As declared; a worker with a share that computes wrong would not serve."""
+        verdicts = self._right_shares().verdicts(CANDIDATES)
+        return offered(verdicts, allow_overlap=allow_overlap)
+
+    def _right_shares(self) -> RightShares:
+        return RightShares(self._daemon, self._gpu, default_cache())
 
     def environment(
         self, role: InstanceRole, allocation: SMAllocation
@@ -190,6 +205,9 @@ class GreenPartition(MPSPartition):
         self, wanted: SMAllocation, *, is_free: bool, allow_overlap: bool
     ) -> SMAllocation:
         return wanted  # every worker checks the streams it is to use
+
+    def offered_splits(self, *, allow_overlap: bool) -> tuple[SMAllocation, ...]:
+        return ()  # any, rounded to units of SMs
 
     def environment(
         self, role: InstanceRole, allocation: SMAllocation

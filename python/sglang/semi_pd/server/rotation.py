@@ -232,14 +232,22 @@ class Rotation:
 
 
 class SplitByRotation:
-    """Moves a split that is fixed when a process starts: new processes take over."""
+    """Moves a split that is fixed when a process starts: new processes take over.
+
+    Args:
+        rotate: begins one move.
+        offered_splits: the only ones that new processes can serve; empty if any.
+    """
 
     can_move = True
     move_cost_s = 10.0
-    offered_splits: tuple[SMAllocation, ...] = ()
 
-    def __init__(self, rotate: Callable[[SMAllocation], Future[Rotation]]) -> None:
-        self._rotate = rotate
+    def __init__(
+        self,
+        rotate: Callable[[SMAllocation], Future[Rotation]],
+        offered_splits: tuple[SMAllocation, ...] = (),
+    ) -> None:
+        self._rotate, self.offered_splits = rotate, offered_splits
 
     def apply(self, allocation: SMAllocation) -> str:
         """Return when a new pair serves with ``allocation``: what each stage took.

@@ -25,6 +25,8 @@ from sglang.semi_pd.server.rotation import Rotation, SplitByRotation
 from sglang.semi_pd.utils import InstanceRole
 
 if TYPE_CHECKING:
+    from sglang.semi_pd.config import SemiPDConfig
+    from sglang.semi_pd.partition.sm_partition import SMPartition
     from sglang.semi_pd.process_rotation_manager import SplitMechanism
     from sglang.semi_pd.sm_allocation import SMAllocation
     from sglang.srt.server_args import ServerArgs
@@ -48,16 +50,21 @@ class WorkerReach:
 
 
 def split_mechanism(
-    backend: str,
+    partition: SMPartition,
+    config: SemiPDConfig,
     device: str,
     reach: WorkerReach,
     current: Callable[[], SMAllocation],
 ) -> SplitMechanism:
     """What moves the split; ``current`` says which one is in force."""
-    if backend == "none":
+    if partition.name == "none":
         return FixedSplit("nothing is divided", "use another partition backend")
-    if backend == "mps":
-        return SplitByRotation(reach.rotate)
+    if partition.name == "mps":
+        # To know them takes a trial, which a split that the user chose did without.
+        is_known = config.moves_split or config.split_is_free
+        allow = config.overlap_allowed
+        offers = partition.offered_splits(allow_overlap=allow) if is_known else ()
+        return SplitByRotation(reach.rotate, offers)
     if device == "cpu":
         return CoreSplit(reach.send, reach.pids)
     return GreenSplit(reach.send, reach.share_paths, current)
