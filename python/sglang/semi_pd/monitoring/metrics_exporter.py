@@ -144,7 +144,7 @@ FAMILIES = (
     Family("workers_up", "Living workers of a role.", "role", _workers_up),
     Family(
         "worker_deaths_total",
-        "Workers that ended without being asked to.",
+        "Times that both workers were replaced because one died or stood still.",
         "",
         lambda view: [("", view.moves.worker_deaths)],
     ),
