@@ -153,6 +153,15 @@ def test_rows(prefill, decode):
     assert prefill.row_state(1).allocated == 0
 
 
+def test_as_many_rows_as_there_are(prefill, decode):
+    kept = prefill.take_rows(ROWS - 3)
+    assert len(decode.take_rows_up_to(64, leave=1)) == 2
+    assert decode.take_rows_up_to(64, leave=1) == []
+    assert len(decode.take_rows_up_to(64)) == 1
+    prefill.give_rows(kept)
+    assert len(decode.take_rows_up_to(4, leave=1)) == 4
+
+
 @pytest.mark.parametrize(
     "call, lens, says",
     [

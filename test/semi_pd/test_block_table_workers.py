@@ -30,6 +30,22 @@ def test_reclaim_keeps_what_the_heir_needs(table, prefill, decode):
     assert (again.pages_freed, again.rows_freed) == (0, 0)
 
 
+@pytest.mark.parametrize("end", ["given", "reclaimed"])
+def test_a_row_that_is_free_is_found_by_no_label(table, prefill, decode, end):
+    """Whoever takes it and dies is not to have another's request in it."""
+    rows = prefill.take_rows(2)
+    for row in rows:
+        prefill.move_row(row, decode.lease.slot, label=70 + row)
+    assert len(table.labelled_rows(decode.lease.slot)) == 2
+    if end == "given":
+        decode.give_rows(rows)
+    else:
+        table.reclaim(decode.lease.slot)
+    assert_in_order(table)
+    assert prefill.take_rows(2) == rows
+    assert table.labelled_rows(prefill.lease.slot) == []
+
+
 def test_reclaim_refuses_what_the_dead_never_had(table, prefill, decode):
     prefill.take_pages(2)
     with pytest.raises(ValueError, match=r"keep_pages: \[3\] are not owned"):

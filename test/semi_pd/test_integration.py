@@ -33,7 +33,15 @@ COMMAND = REPOSITORY / "python" / "semi_pd_cli.py"
 GUIDE = (REPOSITORY / "docs" / "semi_pd_guide.md").read_text(encoding="utf-8")
 
 ADMIN_KEY = "admin-key-canary"
-FLAGS = (*COMMON_FLAGS, "--enable-semi-pd-coordinator", "--admin-api-key", ADMIN_KEY)
+ROWS = 6
+"""Fewer than any worker leases at a time where there are enough."""
+FLAGS = (
+    *COMMON_FLAGS,
+    "--enable-semi-pd-coordinator",
+    f"--max-running-requests={ROWS}",
+    "--admin-api-key",
+    ADMIN_KEY,
+)
 SPLIT = {"prefill_percentage": 60, "decode_percentage": 40}
 STREAMS = 4
 TOKENS = 32
@@ -55,6 +63,15 @@ def check_streams(server: Server) -> None:
     assert [len(ids) for ids in first] == [TOKENS] * STREAMS
     assert first == second
     print(f"{2 * STREAMS} streams of {TOKENS} tokens: {time.monotonic() - start:.1f} s")
+
+
+def check_few_rows(server: Server) -> None:
+    """As many requests run as were allowed, the others wait, and all are served."""
+    bodies = [endless(prompt(40, seed=n), 3 * TOKENS) for n in range(3 * ROWS)]
+    answers = client.stream_all(server.url, bodies)
+    assert [len(one["output_ids"]) for one in answers] == [3 * TOKENS] * len(bodies)
+    running = re.findall(r"Decode batch.*#running-req: (\d+)", server.log())
+    assert max(map(int, running)) == ROWS, running
 
 
 def check_text(server: Server) -> None:
@@ -183,6 +200,7 @@ def run(model: Path) -> None:
         server.start().wait_ready()
         print(f"ready after {server.ready_s:.1f} s")
         check_streams(server)
+        check_few_rows(server)
         check_text(server)
         check_processes(server)
         check_status(server)

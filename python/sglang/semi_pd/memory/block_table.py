@@ -160,18 +160,31 @@ class BlockTable(TableHandle):
         """
         if n < 0:
             raise ValueError(f"n: {n} is negative")
-        core, state = self._core, self._core.state
+        core = self._core
         with core:
             slot = core.fenced_slot(self._lease)
-            if core.rows.free < n:
-                return None
-            rows = core.rows.take(slot, n)
-            state.row_generation[rows] += 1
-            crash_point("rows.generation")
-            state.row_committed[rows] = 0
-            state.row_allocated[rows] = 0
-            state.row_label[rows] = 0
-            return list(map(int, rows))
+            return self._new_rows(slot, n) if core.rows.free >= n else None
+
+    def take_rows_up_to(self, n: int, *, leave: int = 0) -> list[int]:
+        """As many rows as there are, at most ``n``, new as those of ``take_rows``.
+
+        Args:
+            leave: so many stay free for the other worker.
+        """
+        core = self._core
+        with core:
+            slot = core.fenced_slot(self._lease)
+            count = min(n, core.rows.free - leave)
+            return self._new_rows(slot, count) if count > 0 else []
+
+    def _new_rows(self, slot: int, count: int) -> list[int]:
+        state = self._core.state
+        rows = self._core.rows.take(slot, count)
+        state.row_generation[rows] += 1
+        crash_point("rows.generation")
+        state.row_committed[rows] = 0
+        state.row_allocated[rows] = 0
+        return list(map(int, rows))
 
     def give_rows(self, rows: IdList) -> None:
         """Give up rows this worker owns.
@@ -182,14 +195,16 @@ class BlockTable(TableHandle):
         core = self._core
         ids = checked_ids("give_rows", rows, core.rows.capacity)
         with core:
-            core.rows.give(self._owner("give_rows", core.rows, ids), ids)
+            slot = self._owner("give_rows", core.rows, ids)
+            core.state.row_label[ids] = 0
+            core.rows.give(slot, ids)
 
     def move_row(self, row: int, to_slot: int, label: int = 0) -> None:
         """Hand a row, with its lengths and generation, to another worker.
 
         Args:
             label: 64 bits by which the row is found again (``labelled_rows``), until it
-                is taken anew; 0 leaves the label as it is.
+                is free; 0 leaves the label as it is.
 
         Raises:
             ValueError: not this worker's row, or no worker in ``to_slot``.

@@ -114,9 +114,13 @@ def _borrow_violations(state: TableState) -> list[str]:
 
 
 def _row_violations(state: TableState) -> list[str]:
+    found = []
     if (state.row_committed > state.row_allocated).any():
-        return ["rows: a row has more tokens committed than allocated"]
-    return []
+        found.append("rows: a row has more tokens committed than allocated")
+    # Who takes it and dies would have somebody else's request in it.
+    if state.row_label[state.row_owner == FREE].any():
+        found.append("rows: a free row has a label")
+    return found
 
 
 def _slot_violations(state: TableState) -> list[str]:

@@ -34,6 +34,7 @@ def reclaim_slot(
     crash_point("reclaim.pages")
     rows = core.rows.owned_by(slot)
     if len(rows):
+        state.row_label[rows] = 0
         core.rows.give(slot, rows)
     crash_point("reclaim.rows")
     core.clear_slot(slot)

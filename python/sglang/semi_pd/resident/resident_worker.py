@@ -28,7 +28,7 @@ from sglang.semi_pd.resident.resident_channel import (
     PoolSizes,
     ResidentServer,
 )
-from sglang.semi_pd.resident.shared_pools import SupplyNew
+from sglang.semi_pd.resident.shared_pools import SPARE_ROWS, SupplyNew
 from sglang.semi_pd.workers.upstream_hooks import install_resident
 from sglang.srt.distributed.parallel_state_wrapper import ParallelState
 from sglang.srt.managers.tp_worker import TpModelWorker
@@ -77,7 +77,7 @@ class Resident:
         self._manifest = _describe(runner, builder, supply)
         self._table = BlockTable.create(
             num_pages=runner.max_total_num_tokens // runner.page_size,
-            num_rows=runner.max_running_requests,
+            num_rows=runner.max_running_requests + SPARE_ROWS,
             page_size=runner.page_size,
         )
         current_platform.synchronize()
@@ -113,8 +113,8 @@ def serve(spec: WorkerSpec, ready: Connection) -> None:
 
 
 def _describe(runner: ModelRunner, builder: ArenaBuilder, supply: SupplyNew) -> Any:
-    rows = tuple(runner.req_to_token_pool.req_to_token.shape)
-    req_to_token: TensorRef = builder.empty(rows, torch.int32)
+    rows, context = runner.req_to_token_pool.req_to_token.shape
+    req_to_token: TensorRef = builder.empty((rows + SPARE_ROWS, context), torch.int32)
     image = take_image(runner.model, builder)
     config = runner.memory_pool_config
     sizes = PoolSizes(

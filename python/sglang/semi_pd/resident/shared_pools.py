@@ -23,7 +23,12 @@ Supply = Callable[[torch.Tensor], torch.Tensor]
 """Memory for one buffer, given its meta tensor."""
 
 ROW_LEASE = 64
-"""Request rows leased at a time: few enough to share, enough to lock seldom."""
+"""Most request rows leased at a time: few enough to share, enough to lock seldom."""
+LEASED_PART = 8
+"""Of few rows an eighth is leased: in a rotation two prefill workers need some."""
+SPARE_ROWS = 1
+"""Rows beyond ``--max-running-requests`` that prefill leaves alone: a request that
+decode has put aside comes back into one, however many prompts wait for a row."""
 
 
 class SupplyNew:
@@ -90,6 +95,11 @@ class SharedReqToTokenPool(ReqToTokenPool):
 
     Rows are leased in bulk, so that a size this worker has read stays true until it
     allocates: the other worker cannot take the row in between.
+
+    Args:
+        req_to_token: slots of each row's tokens, shape (rows + 1, context), int32.
+        lease: most rows to lease at a time, if no more are needed at once.
+        leave: rows that stay free for the other worker.
     """
 
     pre_alloc_size = 0
@@ -97,7 +107,14 @@ class SharedReqToTokenPool(ReqToTokenPool):
     agree: Callable[[int], int]
     """As ``LeasedAllocator.agree``."""
 
-    def __init__(self, req_to_token: torch.Tensor, table: BlockTable) -> None:
+    def __init__(
+        self,
+        req_to_token: torch.Tensor,
+        table: BlockTable,
+        *,
+        lease: int = ROW_LEASE,
+        leave: int = 0,
+    ) -> None:
         self.agree = int
         self.size = req_to_token.shape[0] - 1
         self._alloc_size, self.max_context_len = req_to_token.shape
@@ -106,10 +123,12 @@ class SharedReqToTokenPool(ReqToTokenPool):
         self.req_generation = torch.zeros(self._alloc_size, dtype=torch.int64)
         self.free_slots: list[int] = []
         self._table = table
+        self._leave = leave
+        self._lease_rows = min(lease, max(1, self.size // LEASED_PART))
 
     def available_size(self) -> int:
         if not self.free_slots:
-            self._lease(ROW_LEASE)
+            self._lease(1)
         return len(self.free_slots)
 
     def alloc(self, reqs: list[Req]) -> list[int] | None:
@@ -146,8 +165,8 @@ class SharedReqToTokenPool(ReqToTokenPool):
         self.return_unused()
 
     def _lease(self, at_least: int) -> None:
-        wanted = max(at_least, ROW_LEASE)
-        rows = self._table.take_rows(wanted) or self._table.take_rows(at_least) or []
+        wanted = max(at_least, self._lease_rows)
+        rows = self._table.take_rows_up_to(wanted, leave=self._leave)
         agreed = self.agree(len(rows))
         if agreed < len(rows):
             self._table.give_rows(rows[agreed:])

@@ -15,11 +15,13 @@ from sglang.semi_pd.hooks import require_applied
 from sglang.semi_pd.resident.memory_plan import GIB, WorkerNeeds, extra_reserve
 from sglang.semi_pd.resident.model_image import SharedModelLoader
 from sglang.semi_pd.resident.shared_pools import (
+    SPARE_ROWS,
     SharedReqToTokenPool,
     Supply,
     SupplyExisting,
     create_buffers,
 )
+from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers.leased_allocator import LeasedAllocator, SoleAllocator
 from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
 from sglang.srt.model_executor.pool_configurator import MemoryPoolConfig
@@ -88,7 +90,9 @@ def install_worker(
         {
             "sglang.srt.model_loader.loader.get_model_loader": _loader(memory),
             f"{_CONFIGURATOR}._resolve_memory_pool_config": _pool_config(memory),
-            f"{_CONFIGURATOR}._build_req_to_token_pool": _row_pool(memory),
+            f"{_CONFIGURATOR}._build_req_to_token_pool": _row_pool(
+                memory, scheduler_class.spec.role
+            ),
             f"{_CONFIGURATOR}._build_token_to_kv_pool_allocator": _allocator(memory),
             f"{_CHECKER}._check_all_pools": _pools_are_shared,
             f"{_CHECKER}._check_req_pool": _rows_are_shared,
@@ -175,10 +179,13 @@ def _pool_config(memory: ResidentMemory) -> Hook:
     return resolve
 
 
-def _row_pool(memory: ResidentMemory) -> Hook:
+def _row_pool(memory: ResidentMemory, role: InstanceRole) -> Hook:
     def build(original: Hook, configurator: Any, *, max_num_reqs: int) -> Any:
         rows = memory.tensor(memory.manifest.req_to_token)
-        return SharedReqToTokenPool(rows, memory.table)
+        if role is InstanceRole.PREFILL:
+            return SharedReqToTokenPool(rows, memory.table, leave=SPARE_ROWS)
+        # Decode is handed its rows, and takes one where a request comes back.
+        return SharedReqToTokenPool(rows, memory.table, lease=1)
 
     return build
 
