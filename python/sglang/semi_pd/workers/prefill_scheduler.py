@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sglang.semi_pd.workers import prefill_steps, prefix_tree
+from sglang.semi_pd.workers import prefill_adder, prefix_tree
 from sglang.semi_pd.workers.arrivals import Arrivals
 from sglang.semi_pd.workers.handover import HandoverSender
 from sglang.semi_pd.workers.held_flushes import HeldFlushes
@@ -54,7 +54,7 @@ class PrefillScheduler(PrefillSuccession):
         "sglang.srt.mem_cache.radix_cache.RadixCache.cache_unfinished_req": (
             note_rewriting
         ),
-        **prefill_steps.HOOKS,
+        **prefill_adder.HOOKS,
     }
 
     def init_disaggregation(self) -> None:
@@ -159,6 +159,9 @@ class PrefillScheduler(PrefillSuccession):
         self.waiting_queue = [waiting[place] for place in sorted(step.joining)]
         plan = super().get_new_batch_prefill(running_batch)
         self.waiting_queue = step.put_back(waiting, self.waiting_queue)
+        if plan.batch_to_run is not None:  # upstream has counted those that might join
+            pending = sum(one.seqlen for one in step.aside(waiting))
+            plan.batch_to_run.prefill_stats.num_pending_tokens += pending
         return plan
 
     def _put_back(self, req: Req) -> None:
