@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import client
 import pytest
 import switching
-from compare import mismatches
+from compare import differences, logprobs, mismatches
 from disturb import killing, run
 from harness import Server
 from rehearsing import rotate
@@ -26,6 +26,8 @@ STREAMS, TOKENS = 8, 400
 PATTERN = "([0-9]{2}[a-f]{3})+"
 ANSWER_S = 120.0
 PAUSED_S = 2.0
+UNDER_WAY_S = 0.8
+"""Then every stream of ``STREAMS`` has some tokens, and none has all."""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,26 @@ def test_grammars_go_on(server: Server) -> None:
         streams = pool.submit(client.stream_all, server.url, bodies, limit=STREAMS)
         run(server.url, killing("decode"), times=1, streams=1, tokens=200)
         assert not mismatches(bodies, expected, streams.result())
+
+
+@pytest.mark.parametrize("of_the_prompt", [False, True])
+def test_log_probabilities_go_on(server: Server, of_the_prompt: bool) -> None:  # noqa: FBT001
+    """None is lost or given twice, of the answer nor of the prompt."""
+    bodies = [endless(prompt(60 + n, 190 + n), TOKENS) for n in range(STREAMS)]
+    for body in bodies:
+        body |= {"return_logprob": True, "top_logprobs_num": 2}
+        if of_the_prompt:
+            body["logprob_start_len"] = 0
+    expected = client.stream_all(server.url, bodies, limit=STREAMS)
+    with ThreadPoolExecutor() as pool:
+        streams = pool.submit(client.stream_all, server.url, bodies, limit=STREAMS)
+        time.sleep(UNDER_WAY_S)
+        server.role("decode").kill()
+        assert not streams.done()
+        answers = streams.result()
+    assert not mismatches(bodies, expected, answers)
+    for one, other in zip(expected, answers, strict=True):
+        assert not differences(logprobs(one), logprobs(other))
 
 
 def test_a_question_to_a_worker_that_dies_is_answered(server: Server) -> None:

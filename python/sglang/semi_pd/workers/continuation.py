@@ -16,6 +16,8 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
+NO_INPUT_LOGPROBS = -1
+"""Upstream's: none of what is computed first, here the tokens so far too, is wanted."""
 NOT_SENT_AGAIN = None
 """Stands in a request's log-probabilities for those that the client has."""
 
@@ -30,6 +32,7 @@ def continue_from(req: Req, output_ids: list[int], *, sent_tokens: int) -> None:
     req.send_decode_id_offset = len(detokenized) - unsent
     req.send_token_offset = req.send_output_token_logprobs_offset = sent_tokens
     req.input_logprob_sent = True
+    req.logprob_start_len = NO_INPUT_LOGPROBS
 
 
 def pad_logprobs(req: Req) -> None:
