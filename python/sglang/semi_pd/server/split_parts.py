@@ -66,7 +66,7 @@ def split_mechanism(
         offers = partition.offered_splits(allow_overlap=allow) if is_known else ()
         return SplitByRotation(reach.rotate, offers)
     if device == "cpu":
-        return CoreSplit(reach.send, reach.pids)
+        return CoreSplit(reach.send, reach.pids, current)
     return GreenSplit(reach.send, reach.share_paths, current)
 
 
