@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import threading
 import time
 
@@ -81,6 +82,17 @@ def test_a_record_is_never_read_half_written(tmp_path):
     finally:
         ended.set()
         thread.join()
+
+
+def test_a_writer_that_was_killed_in_a_write_does_not_hold_its_readers(tmp_path):
+    writer, early, late = (ShareRecord(tmp_path / "share") for _ in range(3))
+    report = ShareReport(7, 96, 12.5, 0.25, 3, 41.5)
+    writer.write(report)
+    assert early.read() == report
+    with (tmp_path / "share").open("r+b") as file:
+        file.write(struct.pack("<Q", 3))  # odd: a write has begun
+    assert early.read() == report, "what it read last"
+    assert late.read() == ShareReport()
 
 
 class Clock:

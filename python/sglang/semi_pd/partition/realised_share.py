@@ -90,11 +90,10 @@ class RealisedShare:
 
     def get_status(self) -> dict[str, object]:
         """By role: the share in percent, None where there is nothing to go by."""
-        self.sample()
-        return {
-            "measured_by": self._meter.measured_by,
-            **{role.value: self._of(role) for role in self._samples},
-        }
+        with self._lock:
+            self._sample()
+            shares = {role.value: self._of(role) for role in self._samples}
+        return {"measured_by": self._meter.measured_by, **shares}
 
     def log_given(self, asked: SMAllocation) -> None:
         """At the start: what became of the percentages that were asked for."""
@@ -104,11 +103,12 @@ class RealisedShare:
 
     def as_allocation(self) -> dict[str, float] | None:
         """Both shares under the names that ``SMAllocation`` has for them, if known."""
-        self.sample()
-        shares = {
-            f"{role.value}_percentage": self._of(role)["percentage"]
-            for role in self._samples
-        }
+        with self._lock:
+            self._sample()
+            shares = {
+                f"{role.value}_percentage": self._of(role)["percentage"]
+                for role in self._samples
+            }
         known = {name: share for name, share in shares.items() if share is not None}
         return known if len(known) == len(shares) else None
 
