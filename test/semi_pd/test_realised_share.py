@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import subprocess
 import threading
 import time
 
@@ -110,7 +111,7 @@ def test_share_over_the_window_from_probe_counters(tmp_path):
     for second in range(30):
         clock.now += 1
         sms = 96 if second < 15 else 64
-        before = meter.count(PREFILL)[0] * 132
+        before = meter.count(PREFILL).had * 132
         write(tmp_path, PREFILL, sm_seconds=before + sms, seconds=second + 1.0)
         write(tmp_path, DECODE, sm_seconds=33.0 * (second + 1), seconds=second + 1.0)
         realised.sample()
@@ -146,6 +147,22 @@ def test_cpu_time_of_a_busy_process_is_its_share_of_the_cores():
     had = 100 * (time.process_time() - used) / (time.monotonic() - began) / 4
     share = realised.as_allocation()["prefill_percentage"]
     assert share == pytest.approx(had, abs=5), "a clock tick is 10 ms"
+
+
+def test_cpu_time_that_new_workers_bring_along_is_not_of_the_window():
+    """To start a worker takes seconds of CPU time; none of them was spent serving."""
+    idle = subprocess.Popen(["sleep", "60"])
+    pids = [idle.pid]
+    realised = RealisedShare(CoreMeter(lambda role: pids, cores=1))
+    realised.sample()
+    idle.kill()
+    idle.wait()
+    while time.process_time() < 0.3:
+        sum(range(1000))
+    pids[0] = os.getpid()
+    realised.sample()
+    time.sleep(0.1)
+    assert realised.as_allocation()["prefill_percentage"] <= 100
 
 
 class Workers:
