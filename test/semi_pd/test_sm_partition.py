@@ -12,7 +12,8 @@ from contextlib import ExitStack
 
 import pytest
 from sglang.semi_pd.errors import ConfigError, RotationError
-from sglang.semi_pd.partition import cpu_share
+from sglang.semi_pd.launch import mps_daemons
+from sglang.semi_pd.partition import cpu_share, mps
 from sglang.semi_pd.partition.cpu_share import CoreSplit, cores_for, take_cores
 from sglang.semi_pd.partition.fixed_split import FixedSplit, SplitBeforeStart
 from sglang.semi_pd.partition.mps import CONTROL, MPSDaemon, MPSError
@@ -69,6 +70,21 @@ def test_the_daemon_sees_every_gpu_and_its_clients_those_of_the_server(
     assert "CUDA_MPS_PIPE_DIRECTORY=" in seen
     assert "CUDA_VISIBLE_DEVICES" not in seen
     assert "CUDA_VISIBLE_DEVICES" not in daemon.client_environment(100)
+
+
+def test_a_daemon_that_does_not_answer_is_ended(tmp_path, monkeypatch):
+    """It is nobody's child, and its directory is going to be removed."""
+    program, child = tmp_path / CONTROL, tmp_path / "child" / CONTROL
+    child.parent.mkdir()
+    shutil.copy(shutil.which("sleep"), child)
+    program.write_text(f"#!/bin/sh\n[ -z $1 ] || setsid {child} 60 &\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(mps, "START_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(mps_daemons, "QUIT_TIMEOUT_S", 0.1)
+    with pytest.raises(MPSError, match="no control pipe"):
+        MPSDaemon(tmp_path).start()
+    assert not mps_daemons.in_directory(tmp_path)
 
 
 @pytest.mark.parametrize("asked", ["auto", "green", "mps", "none"])
