@@ -21,6 +21,7 @@ from sglang.semi_pd.launch import mps_daemons
 if TYPE_CHECKING:
     from sglang.srt.server_args import PortArgs
 
+_BASE = "sglang-semi-pd"
 _PREFIX = "run-"
 
 
@@ -56,12 +57,18 @@ def base_directory() -> Path:
         ConfigError: it exists and is not a private directory of this user.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    private = Path(runtime) / "sglang-semi-pd"
-    shared = Path("/tmp") / f"sglang-semi-pd-{os.geteuid()}"
+    private = Path(runtime) / _BASE
+    shared = Path("/tmp") / f"{_BASE}-{os.geteuid()}"
     base = private if os.path.isdir(runtime) else shared
     base.mkdir(mode=0o700, exist_ok=True)
     _require_private(base)
     return base
+
+
+def is_one(directory: Path) -> bool:
+    """Whether it has the name of a run directory, of whichever user."""
+    is_ours = directory.parent.name.startswith(_BASE)
+    return is_ours and directory.name.startswith(_PREFIX)
 
 
 def start_time(pid: int) -> int:
