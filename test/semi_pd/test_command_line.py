@@ -18,6 +18,9 @@ PYTHON = Path(__file__).parents[2] / "python"
 POISSON = ("simulate", "--poisson", "10", "--requests", "200", "--split", "70/30")
 
 
+CONTROLLED = ("--controller", "70/30", "--slo-monitoring-interval")
+
+
 def semi_pd(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(PYTHON / "semi_pd_cli.py"), *arguments]
     return subprocess.run(
@@ -83,6 +86,21 @@ def test_simulate_draws(tmp_path: Path) -> None:
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_that_it_cannot_draw_is_said_before_it_simulates(tmp_path: Path) -> None:
+    code = (
+        "import sys, semi_pd_cli; sys.modules['matplotlib'] = None\n"
+        "sys.exit(semi_pd_cli.main())"
+    )
+    command = [sys.executable, "-c", code, *POISSON, "--plot", str(tmp_path / "p.png")]
+    result = subprocess.run(
+        command, cwd=PYTHON, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 2
+    assert "--plot needs matplotlib" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [
@@ -91,6 +109,11 @@ def test_simulate_draws(tmp_path: Path) -> None:
         ((*POISSON, "--split", "70"), "'70' is not a split"),
         ((*POISSON, "--slo-ttft-target", "0"), "ttft_target_ms"),
         ((*POISSON, "--gpus", "0"), "--gpus"),
+        ((*POISSON, "--gpus", "2", "--controller", "70/30"), "drop --gpus"),
+        ((*POISSON, *CONTROLLED, "0"), "interval must be positive"),
+        ((*POISSON, *CONTROLLED, "-1"), "interval must be positive"),
+        ((*POISSON, *CONTROLLED, "nan"), "interval must be positive"),
+        ((*POISSON, *CONTROLLED, "inf"), "interval must be positive"),
         ((*POISSON, "--calibration", "/nowhere"), "is not a calibration"),
         (("replay", "/nowhere"), "/nowhere"),
     ],

@@ -9,8 +9,10 @@ import pty
 import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,6 +165,7 @@ def read_until(terminal: int, wanted: bytes | None) -> bytes:
         (("--url", "localhost:30000"), "is not an address"),
         (("--url", "file:///etc/passwd"), "is not an address"),
         (("--url", "nonsense"), "is not an address"),
+        (("--url", "http://localhost:abc"), "is not an address"),
         (("--interval", "0"), "--interval"),
         (("--interval", "nan"), "--interval"),
     ],
@@ -171,6 +174,25 @@ def test_mistakes_are_explained(arguments: tuple[str, ...], wrong: str) -> None:
     result = top("--once", *arguments)
     assert result.returncode == 2
     assert wrong in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_port_that_does_not_speak_http_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"220 mail.example ESMTP\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        port = listener.getsockname()[1]
+        result = top("--once", "--url", f"http://127.0.0.1:{port}")
+        thread.join()
+    assert result.returncode == 2
+    assert "does not answer in HTTP" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -211,15 +211,21 @@ def test_a_worker_that_outlived_its_server_is_named(runtime: Path) -> None:
 
 
 @contextmanager
-def daemon(program: Path, pipes: Path) -> Iterator[int]:
-    """A process under the MPS daemon's name, with its pipes' directory."""
+def daemon(
+    program: Path, pipes: Path, *, inside: tuple[str, ...] = ()
+) -> Iterator[int]:
+    """A process under the MPS daemon's name, with its pipes' directory.
+
+    Args:
+        inside: a command that runs it.
+    """
     program.parent.mkdir(exist_ok=True)
     shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
     environment = {"CUDA_MPS_PIPE_DIRECTORY": str(pipes)}
-    process = subprocess.Popen([program, "60"], env=environment)
+    process = subprocess.Popen([*inside, program, "60"], env=environment)
     try:
-        while not mps_daemons.in_directory(pipes.parent):  # the kernel is not done
-            assert process.poll() is None
+        while not any(one.pipes == str(pipes) for one in mps_daemons.visible()):
+            assert process.poll() is None  # the kernel is not done
         yield process.pid
     finally:
         process.kill()
@@ -238,6 +244,30 @@ def test_the_mps_daemon_of_a_dead_server_is_named(
         assert f"pid {pid}" in found["said"]
         mend = "the next start ends it" if state == "note" else f"kill {pid}"
         assert mend in found["mend"]
+
+
+def test_the_mps_daemon_of_another_program_is_not_named(tmp_path: Path) -> None:
+    """Whatever its directory is called."""
+    with daemon(tmp_path / "nvidia-cuda-mps-control", tmp_path / "run-42" / "mps"):
+        found = findings(XDG_RUNTIME_DIR=str(tmp_path))["MPS daemons"]
+    assert found["state"] == "ok"
+
+
+def test_the_mps_daemon_of_a_server_in_a_container_is_left_alone(
+    runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root sees it from outside: its path is as here, its server's pid is another."""
+    container = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    if subprocess.run([*container, "true"], check=False).returncode:
+        pytest.skip("a pid namespace cannot be made here")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    pipes = run_directory.base_directory() / f"run-{DEAD_PID}-1-abc" / "mps"
+    program = tmp_path / "nvidia-cuda-mps-control"
+    with daemon(program, pipes, inside=container) as pid:
+        found = findings(XDG_RUNTIME_DIR=str(runtime))["MPS daemons"]
+        assert found["state"] == "ok", pid
+        run_directory.create()
+        assert any(one.pipes == str(pipes) for one in mps_daemons.visible())
 
 
 def test_the_next_start_ends_the_mps_daemon_of_a_dead_server(

@@ -97,8 +97,11 @@ class Instance:
             self.mechanism, SMAllocation(70, 30), allow_overlap=False
         )
         self.slo = slo_service.SLOService(CONFIG, self.rotation)  # type: ignore[arg-type]
+        self.status_may_go_on = threading.Event()
+        self.status_may_go_on.set()
 
     def get_status(self) -> dict[str, Any]:
+        assert self.status_may_go_on.wait(10)
         return {"process_rotation_status": self.rotation.get_status()}
 
     def view(self) -> InstanceView:
@@ -263,6 +266,21 @@ def test_other_requests_are_answered_during_a_move(
     mover.join(10)
     assert replies[0].status_code == 200
     assert client.post(REALLOCATE, json=GOOD).status_code == 200
+
+
+def test_other_requests_are_answered_while_the_status_waits(
+    instance: Instance, client: TestClient
+) -> None:
+    """For a lock that a worker holds which stands still."""
+    instance.status_may_go_on.clear()
+    replies: list[Any] = []
+    asker = threading.Thread(target=lambda: replies.append(client.get(STATUS)))
+    asker.start()
+    assert client.get(HISTORY).status_code == 200
+    assert not replies
+    instance.status_may_go_on.set()
+    asker.join(10)
+    assert replies[0].status_code == 200
 
 
 def test_a_refused_move_is_a_conflict_with_its_reason(

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
+import subprocess
 import threading
 import time
 
@@ -83,6 +85,17 @@ def test_a_record_is_never_read_half_written(tmp_path):
         thread.join()
 
 
+def test_a_writer_that_was_killed_in_a_write_does_not_hold_its_readers(tmp_path):
+    writer, early, late = (ShareRecord(tmp_path / "share") for _ in range(3))
+    report = ShareReport(7, 96, 12.5, 0.25, 3, 41.5)
+    writer.write(report)
+    assert early.read() == report
+    with (tmp_path / "share").open("r+b") as file:
+        file.write(struct.pack("<Q", 3))  # odd: a write has begun
+    assert early.read() == report, "what it read last"
+    assert late.read() == ShareReport()
+
+
 class Clock:
     now = 100.0
 
@@ -98,7 +111,7 @@ def test_share_over_the_window_from_probe_counters(tmp_path):
     for second in range(30):
         clock.now += 1
         sms = 96 if second < 15 else 64
-        before = meter.count(PREFILL)[0] * 132
+        before = meter.count(PREFILL).had * 132
         write(tmp_path, PREFILL, sm_seconds=before + sms, seconds=second + 1.0)
         write(tmp_path, DECODE, sm_seconds=33.0 * (second + 1), seconds=second + 1.0)
         realised.sample()
@@ -134,6 +147,22 @@ def test_cpu_time_of_a_busy_process_is_its_share_of_the_cores():
     had = 100 * (time.process_time() - used) / (time.monotonic() - began) / 4
     share = realised.as_allocation()["prefill_percentage"]
     assert share == pytest.approx(had, abs=5), "a clock tick is 10 ms"
+
+
+def test_cpu_time_that_new_workers_bring_along_is_not_of_the_window():
+    """To start a worker takes seconds of CPU time; none of them was spent serving."""
+    idle = subprocess.Popen(["sleep", "60"])
+    pids = [idle.pid]
+    realised = RealisedShare(CoreMeter(lambda role: pids, cores=1))
+    realised.sample()
+    idle.kill()
+    idle.wait()
+    while time.process_time() < 0.3:
+        sum(range(1000))
+    pids[0] = os.getpid()
+    realised.sample()
+    time.sleep(0.1)
+    assert realised.as_allocation()["prefill_percentage"] <= 100
 
 
 class Workers:

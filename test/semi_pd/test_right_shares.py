@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -49,11 +50,18 @@ def test_where_all_is_right_the_wanted_split_is_the_best() -> None:
 
 
 def test_a_controller_is_offered_splits_of_right_shares_only() -> None:
+    here = SMAllocation(50, 50)
     divided = ["10/90", "25/50", "30/50", "50/50", "90/10"]
-    assert [str(s) for s in offered(H200, allow_overlap=False)] == divided
-    overlapping = {str(s) for s in offered(H200, allow_overlap=True)}
+    assert sorted(map(str, offered(here, H200, allow_overlap=False))) == divided
+    overlapping = {str(s) for s in offered(here, H200, allow_overlap=True)}
     assert overlapping - set(divided) == {f"{x}/100" for x in RIGHT_ON_H200 if x >= 10}
-    assert offered({50: False, 100: True}, allow_overlap=False) == ()
+
+
+def test_where_no_pair_fits_only_the_split_in_force_is_offered() -> None:
+    """None at all would say that any split can be had."""
+    here = SMAllocation(100, 100)
+    assert offered(here, {50: False, 100: True}, allow_overlap=False) == (here,)
+    assert offered(here, {}, allow_overlap=True) == (here,)
 
 
 def test_no_candidate_is_under_the_least_share() -> None:
@@ -72,6 +80,15 @@ def test_refusal_names_the_wrong_share_and_the_nearest_splits() -> None:
     assert "at 70 %" in str(refused.value)
     assert "50/50, 90/10, 10/90" in str(refused.value)
     require(SMAllocation(50, 50), H200, allow_overlap=False)
+
+
+def test_a_share_without_an_answer_is_refused_but_not_called_wrong() -> None:
+    with pytest.raises(ConfigError) as refused:
+        require(SMAllocation(60, 30), {30: True}, allow_overlap=False)
+    assert "no answer came when it was tried at 60 %" in str(refused.value)
+    assert "wrong" not in str(refused.value)
+    with pytest.raises(ConfigError, match="wrong on this GPU at 70 %; no answer"):
+        require(SMAllocation(70, 20), {70: False}, allow_overlap=False)
 
 
 class Daemon:
@@ -100,11 +117,39 @@ def probe_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_verdicts_are_tried_once_and_kept(probe_log: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache" / "shares.json"
     shares = RightShares(Daemon(), 3, cache)  # type: ignore[arg-type]
-    assert shares.verdicts([50, 70, 60]) == {50: True, 70: False, 60: False}
+    assert shares.verdicts([50, 70]) == {50: True, 70: False}
     again = RightShares(Daemon(), 3, cache)  # type: ignore[arg-type]
     assert again.verdicts([70, 50]) == {70: False, 50: True}
-    assert probe_log.read_text() == "3 50 70 60\n"
+    assert probe_log.read_text() == "3 50 70\n"
     assert os.stat(cache.parent).st_mode & 0o777 == 0o700
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name]
+
+
+def test_a_share_without_an_answer_is_tried_again_at_the_next_start(
+    probe_log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not known to be wrong: the GPU may have been busy, or its memory full."""
+    cache = tmp_path / "shares.json"
+    for _ in range(2):
+        shares = RightShares(Daemon(), 0, cache)  # type: ignore[arg-type]
+        assert shares.verdicts([50, 60]) == {50: True}
+        assert shares.verdicts([60]) == {}, "not tried twice in one start"
+        assert shares.are_right([50])
+        assert not shares.are_right([50, 60])
+    assert probe_log.read_text() == "0 50 60\n0 60\n"
+    assert "tried again at the next start: no answer at 60 %" in caplog.text
+
+
+def test_hosts_of_two_kinds_keep_their_verdicts_in_one_home(
+    probe_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for asked in (50, 70):
+        for kind in ("H100", "H200"):
+            monkeypatch.setattr(right_shares, "machine_key", lambda kind=kind: kind)
+            RightShares(Daemon(), 0, tmp_path / "shares.json").verdicts([asked])  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "shares.json").read_text()) == {
+        kind: {"50": True, "70": False} for kind in ("H100", "H200")
+    }
 
 
 def test_shares_are_counted_as_they_answer(
@@ -134,8 +179,8 @@ def test_a_probe_that_hangs_leaves_what_it_has_said(
     monkeypatch.setattr(right_shares.matrix_products, "__file__", str(program))
     monkeypatch.setattr(right_shares, "PROBE_TIMEOUT_S", 1.0)
     shares = RightShares(Daemon(), 0, tmp_path / "shares.json")  # type: ignore[arg-type]
-    assert shares.verdicts([50, 70]) == {50: True, 70: False}
-    assert "1 shares gave no answer: no answer in 1 s" in caplog.text
+    assert shares.verdicts([50, 70]) == {50: True}
+    assert "no answer at 70 %: no answer in 1 s" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"other": {"50": true}}'])

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +68,9 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
         help="prefill/decode percent; repeat to compare",
     )
     serving.add_argument(
-        "--controller", metavar="X/Y", help="also let the SLO controller start here"
+        "--controller",
+        metavar="X/Y",
+        help="also let one instance's controller start here",
     )
     serving.add_argument(
         "--offer",
@@ -96,8 +100,7 @@ def run(options: argparse.Namespace) -> int:
     from sglang.semi_pd.slo_types import SLOConstraints
     from sglang.semi_pd.sm_allocation import SMAllocation
 
-    if options.gpus < 1:
-        raise ValueError(f"--gpus must be at least 1, not {options.gpus}")
+    _require_sense(options)
     constraints = SLOConstraints(
         options.slo_ttft_target, options.slo_tpot_target, options.slo_percentile
     )
@@ -125,6 +128,18 @@ def run(options: argparse.Namespace) -> int:
         reports.append(controlled.report)
     _show(options, reports, controlled)
     return 0
+
+
+def _require_sense(options: argparse.Namespace) -> None:
+    """Refuse what cannot be simulated, or not be shown, before it takes time."""
+    if options.gpus < 1:
+        raise ValueError(f"--gpus must be at least 1, not {options.gpus}")
+    if not 0 < options.slo_monitoring_interval < math.inf:
+        raise ValueError("--slo-monitoring-interval must be positive")
+    if options.controller and options.gpus > 1:
+        raise ValueError("--controller moves the split of one instance: drop --gpus")
+    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install matplotlib")
 
 
 def _load_trace(options: argparse.Namespace) -> Trace:
@@ -174,7 +189,7 @@ def _run_controller(
         speeds_are_known=bool(offers),
     )
     return simulate_controlled(
-        trace.part(0, options.gpus),
+        trace,
         SMAllocation.parse(options.controller).validate(allow_overlap=overlap),
         constraints,
         limits=pace.limits(

@@ -11,16 +11,23 @@ the pools and the allocator are imported only when they are asked for.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 import torch
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
+from sglang.srt.plugins import PLATFORM_PLUGINS_GROUP
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
+
+_NAME = "semi_pd_cpu"  # the entry point's
+_DEVICE_PACKAGES = ("torch_npu", "habana_frameworks")
+"""With these SGLang finds an NPU or HPU of which torch itself does not speak."""
 
 DEFAULT_KV_TOKENS = 65536
 """KV pool size, in tokens, when ``--max-total-tokens`` is not given: free host
@@ -80,4 +87,20 @@ def activate() -> str | None:
         return None
     if torch.cuda.is_available() or torch.xpu.is_available():
         return None
+    if _is_for_another_device():
+        return None
     return f"{__name__}.{CpuHostPlatform.__name__}"
+
+
+def _is_for_another_device() -> bool:
+    """Whether SGLang would serve on a device that CUDA does not know, an NPU say.
+
+    Another platform plugin has the host to itself, for SGLang refuses to choose
+    between two; ``SGLANG_PLATFORM`` may name this one.
+    """
+    if torch.accelerator.is_available():
+        return True
+    if any(importlib.util.find_spec(name) for name in _DEVICE_PACKAGES):
+        return True
+    plugins = {one.name for one in entry_points(group=PLATFORM_PLUGINS_GROUP)}
+    return bool(plugins - {_NAME}) and os.getenv("SGLANG_PLATFORM") != _NAME

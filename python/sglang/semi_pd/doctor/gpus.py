@@ -122,7 +122,7 @@ def _own_daemon() -> Finding:
     except SemiPDError as error:
         return note("MPS", f"{error.what}: {error.why}", error.mend)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        run_directory.remove(place)  # and the daemon, if it is left
     return ok("MPS", "a daemon of our own starts, answers and ends")
 
 

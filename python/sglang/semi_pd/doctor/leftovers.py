@@ -92,7 +92,7 @@ def _mps_daemons() -> Finding:
     lost = [
         daemon
         for daemon in mps_daemons.running()
-        if Path(daemon.pipes).parent.name.startswith("run-")
+        if run_directory.is_one(Path(daemon.pipes).parent)
         and not run_directory.owner_is_alive(Path(daemon.pipes).parent)
     ]
     if lost:

@@ -32,7 +32,7 @@ class Daemon:
     pipes: str
 
 
-def running() -> Iterator[Daemon]:
+def visible() -> Iterator[Daemon]:
     """The control daemons of this user, or of all users for root."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -46,6 +46,18 @@ def running() -> Iterator[Daemon]:
         pipes = [one for one in environ.split(b"\0") if one.startswith(prefix)]
         path = pipes[0][len(prefix) :].decode(errors="replace") if pipes else ""
         yield Daemon(int(pid), path or DEFAULT_PIPES)
+
+
+def running() -> Iterator[Daemon]:
+    """Those that are not in a container of their own.
+
+    There the same path is another directory, and whose server has died is not to be
+    seen from outside.
+    """
+    for daemon in visible():
+        with suppress(OSError):
+            if os.path.samefile(f"/proc/{daemon.pid}/ns/pid", "/proc/self/ns/pid"):
+                yield daemon
 
 
 def in_directory(directory: Path) -> list[Daemon]:
@@ -91,7 +103,7 @@ def require_no_stranger(environ: Mapping[str, str]) -> None:
             why="it names an MPS daemon that is not ours; Semi-PD runs its own",
             mend=f"unset {PIPE_DIRECTORY} CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
         )
-    for daemon in running():
+    for daemon in visible():
         if os.path.realpath(daemon.pipes) == DEFAULT_PIPES:
             raise ConfigError(
                 f"an MPS daemon (pid {daemon.pid}) serves {DEFAULT_PIPES}",

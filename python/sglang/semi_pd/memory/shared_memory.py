@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sglang.semi_pd.memory.available_memory import available_bytes
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -45,11 +46,12 @@ class SharedMemory:
 
         Raises:
             ValueError: ``nbytes`` is not positive.
-            OSError: the system has not that much memory (ENOMEM, ENOSPC, EFBIG).
+            OSError: the system, or this container, has not that much memory (ENOMEM,
+                ENOSPC, EFBIG).
         """
         if nbytes < 1:
             raise ValueError(f"nbytes: {nbytes} is not positive")
-        if reserve and nbytes > (available := _available_bytes()):
+        if reserve and nbytes > (available := available_bytes()):
             raise OSError(
                 errno.ENOMEM, f"{name} needs {nbytes} bytes, {available} are available"
             )
@@ -110,13 +112,3 @@ class SharedMemory:
         except BufferError:
             # Views are alive; the garbage collector unmaps after the last of them.
             return
-
-
-def _available_bytes() -> int:
-    """What the kernel can hand out. Asked first, because memory files have no limit
-    of their own: reserving too much would wake the OOM killer instead of failing."""
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    raise OSError(errno.ENOSYS, "no MemAvailable in /proc/meminfo")

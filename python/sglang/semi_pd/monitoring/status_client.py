@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -63,12 +64,20 @@ class StatusClient:
                 return answer
         except urllib.error.HTTPError as error:
             raise self._refused(error.code) from None
+        except http.client.InvalidURL:  # a port that is no number is seen only now
+            raise self._not_an_address() from None
         except OSError as error:
             reason = getattr(error, "reason", error)
             raise StatusError(
                 f"{self.url} does not answer",
                 why=str(reason),
                 mend="is the server up? give its address with --url",
+            ) from None
+        except http.client.HTTPException as error:
+            raise StatusError(
+                f"{self.url} does not answer in HTTP",
+                why=f"{type(error).__name__}: {error}",
+                mend="is it the server's port? give its address with --url",
             ) from None
 
     def _refused(self, code: int) -> StatusError:

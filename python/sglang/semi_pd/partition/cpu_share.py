@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 import torch
 from sglang.semi_pd.errors import RotationError
@@ -42,7 +43,8 @@ def take_cores(cores: frozenset[int]) -> None:
     """Confine this process, all its threads included, to ``cores``."""
     torch.set_num_threads(len(cores))
     for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), cores)
+        with suppress(ProcessLookupError):  # it has ended since it was listed
+            os.sched_setaffinity(int(thread), cores)
 
 
 class CoreSplit:
@@ -51,6 +53,7 @@ class CoreSplit:
     Args:
         send: delivers a message to the worker of a role.
         pids: the processes of a role.
+        current: the split in force.
     """
 
     can_move = True
@@ -61,28 +64,35 @@ class CoreSplit:
         self,
         send: Callable[[InstanceRole, TakeCores], None],
         pids: Callable[[InstanceRole], Iterable[int]],
+        current: Callable[[], SMAllocation],
     ) -> None:
-        self._send, self._pids = send, pids
+        self._send, self._pids, self._current = send, pids, current
 
     def apply(self, allocation: SMAllocation) -> None:
         """Return when both workers run on their new cores.
 
         Raises:
-            RotationError: a worker did not take them in time.
+            RotationError: a worker did not take them in time; both were told to go
+                back to those of the split in force.
         """
-        workers = [role for role in InstanceRole if role.is_worker]
-        wanted = {role: cores_for(role, allocation) for role in workers}
-        for role, cores in wanted.items():
-            self._send(role, TakeCores(cores))
+        wanted = self._tell(allocation)
         deadline = time.monotonic() + MOVE_TIMEOUT_S
         while not all(self._has(role, cores) for role, cores in wanted.items()):
             if time.monotonic() > deadline:
+                self._tell(self._current())
                 raise RotationError(
                     f"{allocation} is not in force",
                     why="a worker did not take its cores in time",
                     mend="see whether it is busy with a very long prompt",
                 )
             time.sleep(POLL_S)
+
+    def _tell(self, allocation: SMAllocation) -> dict[InstanceRole, frozenset[int]]:
+        workers = [role for role in InstanceRole if role.is_worker]
+        wanted = {role: cores_for(role, allocation) for role in workers}
+        for role, cores in wanted.items():
+            self._send(role, TakeCores(cores))
+        return wanted
 
     def _has(self, role: InstanceRole, cores: frozenset[int]) -> bool:
         try:

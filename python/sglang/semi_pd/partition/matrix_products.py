@@ -6,20 +6,18 @@ the time one worker takes to start. As a program it is an MPS client for each sh
 
     CUDA_MPS_PIPE_DIRECTORY=… python matrix_products.py DEVICE SHARE [SHARE …]
 
-It prints one line of JSON for each share: the share, the SMs visible there, the error.
+It prints one line of JSON for each share: the share, the SMs visible there, the error;
+none for a share on which a product was not computed.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
 
 import torch
-
-logger = logging.getLogger(__name__)
 
 WORST_ERROR = 1e-2
 """Relative Frobenius error; a right BF16 product is near 2e-3."""
@@ -49,7 +47,12 @@ class Products:
         torch.cuda.synchronize(device)
 
     def worst_error(self, stream: torch.cuda.Stream) -> float:
-        """The largest error of them all, computed on ``stream``."""
+        """The largest error of them all, computed on ``stream``.
+
+        Raises:
+            RuntimeError: one was not computed: no memory, or with cuBLAS its clusters
+                find no room on these SMs.
+        """
         return max(case.error(stream) for case in self._cases)
 
 
@@ -74,15 +77,11 @@ class _Case:
         self._found = torch.empty(m, n, device=device, dtype=torch.bfloat16)
 
     def error(self, stream: torch.cuda.Stream) -> float:
-        """Relative Frobenius error of computing it now; infinite for NaN or none."""
-        try:
-            with torch.cuda.stream(stream):
-                # What is left unwritten must not be an earlier, right product.
-                self._found.fill_(torch.nan)
-                torch.mm(self._a, self._b.t(), out=self._found)
-        except RuntimeError:  # cuBLAS: its clusters find no room on these SMs
-            logger.exception("A product cannot be computed")
-            return float("inf")
+        """Relative Frobenius error of computing it now; infinite for NaN."""
+        with torch.cuda.stream(stream):
+            # What is left unwritten must not be an earlier, right product.
+            self._found.fill_(torch.nan)
+            torch.mm(self._a, self._b.t(), out=self._found)
         stream.synchronize()
         error = float((self._found - self._right).norm() / self._right.norm())
         return error if error == error else float("inf")

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from sglang.semi_pd.errors import SemiPDError
+from sglang.semi_pd.launch import mps_daemons
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class MPSDaemon:
         """Start the daemon and wait until it answers.
 
         Raises:
-            MPSError: it does not.
+            MPSError: it does not, and has been ended.
         """
         # After a fault another daemon is started in the same place: what the old one
         # left there must not pass for an answer.
@@ -54,12 +55,14 @@ class MPSDaemon:
         self._logs.mkdir(mode=0o700, exist_ok=True)
         if len(os.fsencode(self._pipes)) > LONGEST_PIPE_DIRECTORY:
             raise _error(f"{self._pipes} is too long a path for its sockets")
-        self._start_control()
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not (self._pipes / "control").exists():
-            if time.monotonic() > deadline:
-                raise _error(f"no control pipe; see {self._logs}/control.log")
-            time.sleep(0.02)
+        try:
+            self._start_control()
+            self._await_control()
+        except MPSError:
+            # It may run all the same, as nobody's child: without pipes, or late.
+            for daemon in mps_daemons.in_directory(self._pipes.parent):
+                mps_daemons.end(daemon)
+            raise
         logger.info("MPS control daemon started in %s", self._pipes)
 
     def stop(self) -> None:
@@ -110,6 +113,13 @@ class MPSDaemon:
             raise _error(str(error)) from error
         if done.returncode:
             raise _error(f"{CONTROL} -d ended with {done.returncode}")
+
+    def _await_control(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not (self._pipes / "control").exists():
+            if time.monotonic() > deadline:
+                raise _error(f"no control pipe; see {self._logs}/control.log")
+            time.sleep(0.02)
 
     def _environment(self) -> dict[str, str]:
         environment = {**os.environ, **self.client_environment(100)}

@@ -28,16 +28,28 @@ logger = logging.getLogger(__name__)
 WINDOW_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What the processes of a role had since they began.
+
+    Attributes:
+        had: in units of ``share times seconds``; over the seconds a share, 0 to 1.
+        seconds: in which it was measured.
+        processes: what tells them from those of another pair.
+    """
+
+    had: float
+    seconds: float
+    processes: tuple[int | Path, ...]
+
+
 class ShareMeter(Protocol):
-    """Counts what a role had, in units of ``share times seconds``."""
+    """Counts what a role had."""
 
     measured_by: str
 
-    def count(self, role: InstanceRole) -> tuple[float, float]:
-        """What the role had since it began, and the seconds in which it was measured.
-
-        The first over the second is a share, 0 to 1.
-        """
+    def count(self, role: InstanceRole) -> Count:
+        """The role's counters now."""
 
     def details(self, role: InstanceRole) -> dict[str, float]:
         """What else there is to say about a role."""
@@ -49,18 +61,20 @@ class ShareMeter(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Sample:
     at: float
-    had: float
-    seconds: float
+    count: Count
 
     def began_anew_since(self, before: _Sample) -> bool:
-        return self.had < before.had or self.seconds < before.seconds
+        now, then = self.count, before.count
+        is_another_pair = now.processes != then.processes
+        return is_another_pair or now.had < then.had or now.seconds < then.seconds
 
 
 class RealisedShare:
     """Shares over a sliding window, from counters that only grow.
 
     Args:
-        meter: the counters; one that falls belongs to new workers and starts anew.
+        meter: the counters; those of new workers start a new window, and so does one
+            that falls.
         clock: seconds, growing.
     """
 
@@ -81,7 +95,7 @@ class RealisedShare:
     def _sample(self) -> None:
         now = self._clock()
         for role, samples in self._samples.items():
-            sample = _Sample(now, *self._meter.count(role))
+            sample = _Sample(now, self._meter.count(role))
             if samples and sample.began_anew_since(samples[-1]):
                 samples.clear()
             samples.append(sample)
@@ -90,11 +104,10 @@ class RealisedShare:
 
     def get_status(self) -> dict[str, object]:
         """By role: the share in percent, None where there is nothing to go by."""
-        self.sample()
-        return {
-            "measured_by": self._meter.measured_by,
-            **{role.value: self._of(role) for role in self._samples},
-        }
+        with self._lock:
+            self._sample()
+            shares = {role.value: self._of(role) for role in self._samples}
+        return {"measured_by": self._meter.measured_by, **shares}
 
     def log_given(self, asked: SMAllocation) -> None:
         """At the start: what became of the percentages that were asked for."""
@@ -104,16 +117,18 @@ class RealisedShare:
 
     def as_allocation(self) -> dict[str, float] | None:
         """Both shares under the names that ``SMAllocation`` has for them, if known."""
-        self.sample()
-        shares = {
-            f"{role.value}_percentage": self._of(role)["percentage"]
-            for role in self._samples
-        }
+        with self._lock:
+            self._sample()
+            shares = {
+                f"{role.value}_percentage": self._of(role)["percentage"]
+                for role in self._samples
+            }
         known = {name: share for name, share in shares.items() if share is not None}
         return known if len(known) == len(shares) else None
 
     def _of(self, role: InstanceRole) -> dict[str, float | None]:
-        first, last = self._samples[role][0], self._samples[role][-1]
+        samples = self._samples[role]
+        first, last = samples[0].count, samples[-1].count
         seconds = last.seconds - first.seconds
         percentage = None
         if seconds > 0:
@@ -143,13 +158,14 @@ class ProbeMeter:
         self._paths, self._sms_of_device = paths, sms_of_device
         self._records: dict[InstanceRole, dict[Path, ShareRecord]] = {}
 
-    def count(self, role: InstanceRole) -> tuple[float, float]:
+    def count(self, role: InstanceRole) -> Count:
         reports = [report for report in self._reports(role) if report.seconds]
+        processes = tuple(self._records[role])
         if not reports:
-            return 0.0, 0.0
+            return Count(0.0, 0.0, processes)
         had = sum(report.sm_seconds for report in reports)
         seconds = sum(report.seconds for report in reports)
-        return had / self._sms_of_device(), seconds
+        return Count(had / self._sms_of_device(), seconds, processes)
 
     def details(self, role: InstanceRole) -> dict[str, float]:
         reports = self._reports(role)
@@ -190,10 +206,10 @@ class CoreMeter:
         self._pids, self._cores = pids, cores
         self._seconds_per_tick = 1 / os.sysconf("SC_CLK_TCK")
 
-    def count(self, role: InstanceRole) -> tuple[float, float]:
-        pids = list(self._pids(role))
+    def count(self, role: InstanceRole) -> Count:
+        pids = tuple(self._pids(role))
         busy = sum(self._cpu_seconds(pid) for pid in pids)
-        return busy / self._cores, time.monotonic() if pids else 0.0
+        return Count(busy / self._cores, time.monotonic() if pids else 0.0, pids)
 
     def details(self, role: InstanceRole) -> dict[str, float]:
         return {}

@@ -3,8 +3,10 @@
 
 Some shares give wrong matrix products (decision 11). Which ones depends on the GPU, the
 driver and cuBLAS, so they are found by trying, once for each combination: the verdicts
-are kept in the user's cache. Nothing wrong can come of a stale or forged cache: every
-worker checks its own share before it serves.
+are kept in the user's cache. A share that gave no answer, on a busy GPU for instance,
+has no verdict: it is not used, and tried again at the next start. A stale or forged
+cache costs splits or a start, never a wrong token: every worker checks its own share
+before it serves.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ NAMED = 3
 """Splits that a refusal names."""
 
 Verdicts = dict[int, bool]
+"""Whether products are right at a share; without those that gave no answer."""
 
 
 def ranked(
@@ -87,42 +90,49 @@ def best(
 
 
 def offered(
-    verdicts: Mapping[int, bool], *, allow_overlap: bool
+    current: SMAllocation, verdicts: Mapping[int, bool], *, allow_overlap: bool
 ) -> tuple[SMAllocation, ...]:
     """The splits of right shares that a controller is to choose from.
 
-    For each share of prefill the one that leaves the fewest SMs unused; where caps may
-    overlap also the one whose decode may use all SMs.
+    First the one in force, which serves; for each share of prefill the one that leaves
+    the fewest SMs unused; where caps may overlap also the one whose decode may use all
+    SMs.
     """
     right = sorted(share for share, is_right in verdicts.items() if is_right)
-    splits = []
+    splits = [current]
     for share in right:
         beside = [other for other in right if share + other <= FULL_PERCENTAGE][-1:]
         if allow_overlap and FULL_PERCENTAGE in right:
             beside.append(FULL_PERCENTAGE)
         splits += [SMAllocation(share, other) for other in beside]
-    return tuple(splits)
+    return tuple(dict.fromkeys(splits))
 
 
 def require(
     asked: SMAllocation, verdicts: Mapping[int, bool], *, allow_overlap: bool
 ) -> None:
-    """Refuse a split with a share that computes wrong.
+    """Refuse a split with a share that computes wrong, or is not known to be right.
 
     Raises:
         ConfigError: naming the shares and the nearest right splits.
     """
     shares = sorted({asked.prefill_percentage, asked.decode_percentage})
-    wrong = [share for share in shares if not verdicts[share]]
-    if not wrong:
+    wrong = [share for share in shares if verdicts.get(share) is False]
+    silent = [share for share in shares if share not in verdicts]
+    whys = ["BF16 products are wrong on this GPU" + _at(wrong)] if wrong else []
+    whys += ["no answer came when it was tried" + _at(silent)] if silent else []
+    if not whys:
         return
     nearest = ranked(asked, verdicts, allow_overlap=allow_overlap)[:NAMED]
     raise ConfigError(
         f"The split {asked} is refused",
-        why="BF16 products are wrong on this GPU at "
-        + " and ".join(f"{share} %" for share in wrong),
+        why="; ".join(whys),
         mend="right splits near it: " + (", ".join(map(str, nearest)) or "none"),
     )
+
+
+def _at(shares: Iterable[int]) -> str:
+    return " at " + " and ".join(f"{share} %" for share in shares)
 
 
 class RightShares:
@@ -137,26 +147,37 @@ class RightShares:
     def __init__(self, daemon: MPSDaemon, gpu_id: int, cache: Path) -> None:
         self._daemon, self._gpu_id, self._cache = daemon, gpu_id, cache
         self._key = machine_key()
+        self._silent: set[int] = set()  # not tried twice in one start
 
     def verdicts(self, shares: Iterable[int]) -> Verdicts:
-        """Whether each of the shares computes right."""
+        """Whether each of the shares computes right, without those that do not say."""
         wanted = list(shares)
         known = self._load()
-        missing = [share for share in wanted if share not in known]
+        missing = [s for s in wanted if s not in known and s not in self._silent]
         if missing:
             logger.info("Trying which shares of the GPU compute right: %s", missing)
-            known |= self._probe(missing)
-            self._store(known)
-        return {share: known[share] for share in wanted}
+            found = self._probe(missing)
+            self._store(found)
+            known |= found
+        return {share: known[share] for share in wanted if share in known}
+
+    def are_right(self, shares: Iterable[int]) -> bool:
+        """Whether all of the shares compute right."""
+        wanted = set(shares)
+        return wanted <= {share for share, ok in self.verdicts(wanted).items() if ok}
 
     def _probe(self, shares: list[int]) -> Verdicts:
-        """A share whose probe says nothing is taken for wrong."""
         said, complaint = self._listen(shares)
-        silent = len(shares) - len(said)
-        if silent:
-            logger.warning("%d shares gave no answer: %s", silent, complaint)
         found = {one["share"]: one["error"] <= WORST_ERROR for one in said}
-        return {share: found.get(share, False) for share in shares}
+        silent = [share for share in shares if share not in found]
+        self._silent.update(silent)
+        if silent:
+            logger.warning(
+                "Not used, and tried again at the next start: no answer%s: %s",
+                _at(silent),
+                complaint,
+            )
+        return found
 
     def _listen(self, shares: list[int]) -> tuple[list[dict[str, Any]], str]:
         """The probe's answers, counted as they come, and what it complained of."""
@@ -186,17 +207,31 @@ class RightShares:
 
     def _load(self) -> Verdicts:
         try:
-            kept = json.loads(self._cache.read_text(encoding="utf-8"))
-            return {int(share): bool(right) for share, right in kept[self._key].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            kept = self._kept()[self._key]
+            return {int(share): bool(right) for share, right in kept.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
             return {}
 
-    def _store(self, verdicts: Verdicts) -> None:
+    def _kept(self) -> dict[str, Any]:
+        """By machine: hosts of other kinds may share this user's cache."""
+        try:
+            kept = json.loads(self._cache.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return kept if isinstance(kept, dict) else {}
+
+    def _store(self, found: Verdicts) -> None:
+        """Add verdicts to those that are kept."""
+        if not found:
+            return
         try:
             self._cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fresh = self._cache.with_suffix(f".{os.getpid()}")
-            fresh.write_text(json.dumps({self._key: verdicts}), encoding="utf-8")
-            fresh.replace(self._cache)
+            kept = {**self._kept(), self._key: {**self._load(), **found}}
+            with tempfile.NamedTemporaryFile(
+                "w", dir=self._cache.parent, delete=False, encoding="utf-8"
+            ) as fresh:
+                json.dump(kept, fresh)
+            os.replace(fresh.name, self._cache)
         except OSError as error:
             logger.warning("The shares that compute right are not kept: %s", error)
 

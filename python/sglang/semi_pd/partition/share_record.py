@@ -16,6 +16,8 @@ from pathlib import Path
 _VERSION = struct.Struct("<Q")
 _BODY = struct.Struct("<QQddQd")
 _BYTES = _VERSION.size + _BODY.size
+TRIES = 1000
+"""Some hundred times what a write takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class ShareReport:
 class ShareRecord:
     """The file; either side opens it, the first one makes it.
 
-    One process writes. A reader that meets a write half done reads again.
+    One process writes. A reader that meets a write half done reads again; if its
+    writer was killed or stopped in it, the reader goes on with what it read last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,6 +55,7 @@ class ShareRecord:
             self._memory = mmap.mmap(fd, _BYTES)
         finally:
             os.close(fd)
+        self._last = ShareReport()
 
     def write(self, report: ShareReport) -> None:
         """Replace what the record says."""
@@ -62,11 +66,13 @@ class ShareRecord:
 
     def read(self) -> ShareReport:
         """What the record says; all zeros if nothing was written."""
-        while True:
+        for _ in range(TRIES):
             before = self._version()
             report = ShareReport(*_BODY.unpack_from(self._memory, _VERSION.size))
             if before % 2 == 0 and self._version() == before:
-                return report
+                self._last = report
+                break
+        return self._last
 
     def close(self) -> None:
         """Unmap."""

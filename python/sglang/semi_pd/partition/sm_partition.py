@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -50,8 +51,13 @@ class SMPartition(Protocol):
             ConfigError: ``wanted`` cannot be had, and was asked for by the user.
         """
 
-    def offered_splits(self, *, allow_overlap: bool) -> tuple[SMAllocation, ...]:
-        """The splits that a controller is to choose from; empty if any can be had."""
+    def offered_splits(
+        self, current: SMAllocation, *, allow_overlap: bool
+    ) -> tuple[SMAllocation, ...]:
+        """The splits that a controller is to choose from; empty if any can be had.
+
+        Where not every one can, the split in force is among them.
+        """
 
     def environment(
         self, role: InstanceRole, allocation: SMAllocation
@@ -85,7 +91,9 @@ class NoPartition:
     ) -> SMAllocation:
         return wanted
 
-    def offered_splits(self, *, allow_overlap: bool) -> tuple[SMAllocation, ...]:
+    def offered_splits(
+        self, current: SMAllocation, *, allow_overlap: bool
+    ) -> tuple[SMAllocation, ...]:
         return ()
 
     def environment(
@@ -141,9 +149,9 @@ class MPSPartition:
         self, wanted: SMAllocation, *, is_free: bool, allow_overlap: bool
     ) -> SMAllocation:
         """As declared; only splits of shares whose products are right are good."""
-        shares = self._right_shares()
+        shares = self._right_shares
         asked = {wanted.prefill_percentage, wanted.decode_percentage}
-        if not is_free and all(shares.verdicts(asked).values()):
+        if not is_free and shares.are_right(asked):
             return wanted
         verdicts = shares.verdicts(asked.union(CANDIDATES))
         if not is_free:
@@ -153,11 +161,14 @@ class MPSPartition:
         logger.info("The split is %s, of shares that compute right here", split)
         return split
 
-    def offered_splits(self, *, allow_overlap: bool) -> tuple[SMAllocation, ...]:
+    def offered_splits(
+        self, current: SMAllocation, *, allow_overlap: bool
+    ) -> tuple[SMAllocation, ...]:
         """As declared; a worker with a share that computes wrong would not serve."""
-        verdicts = self._right_shares().verdicts(CANDIDATES)
-        return offered(verdicts, allow_overlap=allow_overlap)
+        verdicts = self._right_shares.verdicts(CANDIDATES)
+        return offered(current, verdicts, allow_overlap=allow_overlap)
 
+    @cached_property
     def _right_shares(self) -> RightShares:
         return RightShares(self._daemon, self._gpu, default_cache())
 
@@ -206,7 +217,9 @@ class GreenPartition(MPSPartition):
     ) -> SMAllocation:
         return wanted  # every worker checks the streams it is to use
 
-    def offered_splits(self, *, allow_overlap: bool) -> tuple[SMAllocation, ...]:
+    def offered_splits(
+        self, current: SMAllocation, *, allow_overlap: bool
+    ) -> tuple[SMAllocation, ...]:
         return ()  # any, rounded to units of SMs
 
     def environment(

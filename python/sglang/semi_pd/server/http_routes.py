@@ -7,6 +7,7 @@ find an endpoint's level only there.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,8 @@ def install(app: FastAPI, coordinator: SemiPDCoordinator) -> None:
     page = _page()
 
     async def status() -> dict[str, Any]:
-        return coordinator.get_status()
+        # It takes locks, one of which a worker may hold that stands still.
+        return await asyncio.to_thread(coordinator.get_status)
 
     async def history(since: int = 0) -> JSONResponse:
         return JSONResponse(coordinator.history.since(since))

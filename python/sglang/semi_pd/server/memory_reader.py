@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The block table as the main process has it: read and audited, never changed."""
+"""The block table as the main process has it: read and audited.
+
+Without a lease it takes and gives nothing. To ask enters the table's section, and who
+enters repairs what a process that died in it left half done.
+"""
 
 from __future__ import annotations
 

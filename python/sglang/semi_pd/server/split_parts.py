@@ -62,11 +62,14 @@ def split_mechanism(
     if partition.name == "mps":
         # To know them takes a trial, which a split that the user chose did without.
         is_known = config.moves_split or config.split_is_free
-        allow = config.overlap_allowed
-        offers = partition.offered_splits(allow_overlap=allow) if is_known else ()
+        offers: tuple[SMAllocation, ...] = ()
+        if is_known:
+            offers = partition.offered_splits(
+                current(), allow_overlap=config.overlap_allowed
+            )
         return SplitByRotation(reach.rotate, offers)
     if device == "cpu":
-        return CoreSplit(reach.send, reach.pids)
+        return CoreSplit(reach.send, reach.pids, current)
     return GreenSplit(reach.send, reach.share_paths, current)
 
 

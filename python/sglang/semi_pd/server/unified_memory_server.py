@@ -7,6 +7,7 @@ block table of that scheduler is read from here.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,8 @@ class UnifiedMemoryServer:
             http_server.app.add_api_route(STATUS, self.status, methods=["GET"])
 
     async def status(self) -> dict[str, Any]:
-        """The answer of the status route."""
-        return self.get_status()
+        """The answer of the status route; the scheduler may hold the table's lock."""
+        return await asyncio.to_thread(self.get_status)
 
     def get_status(self) -> dict[str, Any]:
         """As the coordinator's, as far as it applies to one scheduler."""

@@ -18,16 +18,22 @@ from sglang.semi_pd.partition.matrix_products import (
 
 
 class NumericsError(SemiPDError):
-    """Products are wrong on this share of the GPU."""
+    """Products are wrong on this share of the GPU, or cannot be computed."""
 
     see = "split-and-workers"
+
+
+_MEND = (
+    "leave out --initial-prefill-sm and --initial-decode-sm: a right split is then "
+    "found; or use --sm-partition-backend none"
+)
 
 
 def check(device: torch.device, percentage: int) -> None:
     """Compare BF16 products with FP32 ones, on this process's share.
 
     Raises:
-        NumericsError: one of them is off by more than ``WORST_ERROR``.
+        NumericsError: one of them is off by more than ``WORST_ERROR``, or is none.
     """
     count = visible_sms(device)
     stream = torch.cuda.current_stream(device)
@@ -44,13 +50,19 @@ class NumericsGate:
         """Compute all of them on ``stream``, whose SMs an error calls ``where``.
 
         Raises:
-            NumericsError: one of them is off by more than ``WORST_ERROR``.
+            NumericsError: one of them is off by more than ``WORST_ERROR``, or is none.
         """
-        worst = self._products.worst_error(stream)
+        try:
+            worst = self._products.worst_error(stream)
+        except RuntimeError as error:
+            raise NumericsError(
+                f"BF16 products cannot be computed on {where}",
+                why=str(error).partition("\n")[0],
+                mend=_MEND,
+            ) from error
         if worst > WORST_ERROR:
             raise NumericsError(
                 f"BF16 products are wrong on {where}",
                 why=f"their relative error is {worst:.2g}",
-                mend="leave out --initial-prefill-sm and --initial-decode-sm: a right "
-                "split is then found; or use --sm-partition-backend none",
+                mend=_MEND,
             )
