@@ -310,7 +310,7 @@ def bequeath(pair: Pair, old: Worker) -> None:
     old.rows.return_unused()
     leases = old.table.lease, pair.prefill.table.lease
     pair.table.inherit(*(lease.slot for lease in leases if lease))
-    inherit(Heritage(paths, lent), pair.prefill.tree, pair.prefill.table)
+    inherit(Heritage([paths], lent), pair.prefill.tree, pair.prefill.table, 0)
     pair.lender.has_heritage(lent)
 
 

@@ -110,7 +110,8 @@ class PrefillSuccession(EarlyConclusion):
         torch.get_device_module(self.device).synchronize()
         self.return_unused()
         assert self.token_to_kv_pool_allocator.held_pages() is not None, "all is given"
-        bequeath(spec, successor, self.tree_cache, table, self._lender.still_lent())
+        lent = self._lender.still_lent()
+        bequeath(spec, successor, self.tree_cache, table, lent, ranks=self.ranks)
         logger.info("Gave all away in %.0f ms", 1e3 * (time.monotonic() - began))
         return [*unfinished, *self._arrivals.rids]
 
@@ -118,7 +119,8 @@ class PrefillSuccession(EarlyConclusion):
 
     def recover(self, message: Recover) -> None:
         """Keep the KV of running requests of dead generations, free the rest."""
-        recover(message, self.memory.table, self.tree_cache, self.req_to_token_pool)
+        table, rows = self.memory.table, self.req_to_token_pool
+        recover(message, table, self.tree_cache, rows, ranks=self.ranks)
 
     def resume(self, message: Resume) -> None:
         """Take a request on that another worker had; its client has some tokens."""
@@ -128,8 +130,8 @@ class PrefillSuccession(EarlyConclusion):
     def inherit(self, message: Heritage) -> None:
         """Have the predecessor's prefix cache, as far as it says anything new."""
         began = time.monotonic()
-        inherit(message, self.tree_cache, self.memory.table)
+        inherit(message, self.tree_cache, self.memory.table, self.ranks.rank)
         self._lender.has_heritage(message.lent)
         took_ms = 1e3 * (time.monotonic() - began)
-        count = len(message.paths)
+        count = len(message.paths_by_rank[0])
         logger.info("Inherited %d cached sequences in %.0f ms", count, took_ms)

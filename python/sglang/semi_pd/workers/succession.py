@@ -25,6 +25,7 @@ from sglang.semi_pd.workers.prefix_tree import (
     export_paths,
     import_paths,
 )
+from sglang.semi_pd.workers.ranks import ALONE, Ranks
 from sglang.semi_pd.workers.slots import pages_of
 from sglang.semi_pd.workers.succession_messages import Heritage, Recover, Resume
 from sglang.semi_pd.workers.worker_spec import give_back_address
@@ -40,22 +41,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def bequeath(
+def bequeath(  # noqa: PLR0913 - one to whom, the others what
     spec: WorkerSpec,
     successor: int,
     tree: BasePrefixCache,
     table: BlockTable,
     lent: list[StillLent],
+    *,
+    ranks: Ranks,
 ) -> None:
     """Give the next prefill worker all pages, and tell it what the tree says of them.
 
-    Every rank gives its own; the first one speaks.
+    Every rank gives its own; the first one speaks for all.
     """
     paths = export_paths(tree) if tree.is_tree_cache() else []
     table.inherit(_slot(table), table.slot_of(InstanceRole.PREFILL, successor))
-    if spec.tp_rank == 0:
+    by_rank = ranks.gathered(paths)
+    if by_rank:
         socket = socket_of(give_back_address(spec.run_directory, successor))
-        sock_send(socket, Heritage(paths, lent))
+        sock_send(socket, Heritage(by_rank, lent))
         flush(socket)
 
 
@@ -76,9 +80,12 @@ def keep_paths(
     table.give_pages(np.flatnonzero(is_useless))
 
 
-def inherit(message: Heritage, tree: BasePrefixCache, table: BlockTable) -> None:
+def inherit(
+    message: Heritage, tree: BasePrefixCache, table: BlockTable, rank: int
+) -> None:
     """Have the predecessor's prefix cache, beside what came in meanwhile."""
-    keep_paths(tree, message.paths, _pages(message.paths, table), table)
+    paths = message.paths_by_rank[rank]
+    keep_paths(tree, paths, _pages(paths, table), table)
 
 
 def recover(
@@ -86,17 +93,27 @@ def recover(
     table: BlockTable,
     tree: BasePrefixCache,
     rows: SharedReqToTokenPool,
+    *,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Keep the KV of running requests of dead workers; free all else they had."""
+    """Keep the KV of running requests of dead workers; free all else they had.
+
+    They may have died when one rank had handed a request over and another had not: only
+    what every rank has is kept, or their prefix caches would differ.
+    """
     dead = table.slots_of(message.generations)
     found = (
         _paths_of(message.running, dead, table, rows) if tree.is_tree_cache() else []
     )
     owners = table.page_owners()
     # What nobody of them owns may be free, or another's by now.
-    paths = [
-        path for path in found if np.isin(owners[_pages([path], table)], dead).all()
-    ]
+    there = ranks.least(
+        [
+            int(path is not None and np.isin(owners[_pages([path], table)], dead).all())
+            for path in found
+        ]
+    )
+    paths = [path for path, is_there in zip(found, there, strict=True) if is_there]
     pages = _pages(paths, table)
     for slot in dead:
         keep = pages[owners[pages] == slot]
@@ -111,8 +128,8 @@ def _paths_of(
     slots: list[int],
     table: BlockTable,
     rows: SharedReqToTokenPool,
-) -> list[CachedPath]:
-    """What the rows of dead workers hold of requests that go on.
+) -> list[CachedPath | None]:
+    """What the rows of dead workers hold of each request that goes on, if any.
 
     A request has one, whichever generation died with it: no pair computes anything
     before it has freed what older ones had. An id with two was used again.
@@ -124,9 +141,8 @@ def _paths_of(
     }
     known = [(row_of.get(rid_hash(one.request.rid)), one) for one in running]
     return [
-        _path(one, row, rows)
+        _path(one, row, rows) if row is not None and one.output_ids else None
         for row, one in known
-        if row is not None and one.output_ids
     ]
 
 

@@ -107,10 +107,11 @@ class Heritage:
     Sent after the successor has become the owner of its pages.
 
     Attributes:
+        paths_by_rank: each rank's sequences, in pages of its own.
         lent: what must not be evicted before it is given back.
     """
 
-    paths: list[CachedPath]
+    paths_by_rank: list[list[CachedPath]]
     lent: list[StillLent]
 
 

@@ -16,10 +16,10 @@ from sglang.semi_pd.partition.cpu_share import take_cores
 from sglang.semi_pd.workers.heartbeat import Heartbeat
 from sglang.semi_pd.workers.idle_audit import IdleAudit
 from sglang.semi_pd.workers.messages import TakeCores, TakeSMs
+from sglang.semi_pd.workers.ranks import Ranks
 from sglang.semi_pd.workers.succession_messages import HasLeft, Leave
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.utils import TypeBasedDispatcher
-from torch.distributed import ReduceOp
 
 if TYPE_CHECKING:
     from sglang.semi_pd.memory.id_pool import Ids
@@ -110,13 +110,14 @@ class WorkerScheduler(Scheduler):
             self.token_to_kv_pool_allocator.agree = self.agree
             self.req_to_token_pool.agree = self.agree
 
+    @property
+    def ranks(self) -> Ranks:
+        """The other ranks that schedule the same."""
+        return Ranks(self.spec.tp_rank, self.ps.tp_size, self.tp_cpu_group)
+
     def agree(self, count: int) -> int:
         """The smallest count of all ranks; all call it at the same point."""
-        if self.ps.tp_size == 1:
-            return count
-        counts = torch.tensor([count])
-        torch.distributed.all_reduce(counts, ReduceOp.MIN, self.tp_cpu_group)
-        return int(counts.item())
+        return self.ranks.least([count])[0]
 
     def _watch_share(self) -> None:
         assert self.forwards is not None, "set before the scheduler is made"
