@@ -11,7 +11,7 @@ A freed page goes back to the table, and so to the other worker, only when the f
 that may still write to it has finished: under overlap scheduling a request that has
 just ended has one more forward in flight. This worker itself may use it again at once,
 as its next forward comes after: what the prefix cache evicts for an allocation is there
-for that allocation.
+for that allocation. If it does not use it, it keeps it until then.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
     ) -> None:
         self._table = table
         self._retiring: deque[_Retiring] = deque()
+        self._recycled: list[OnHost] = []
         self._leased_host: Ids = np.empty(0, np.int64)
         self.forward_stream: torch.cuda.Stream | None = None
         self.demand_pages = self.frees = 0
@@ -97,9 +98,10 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
         while len(found) < missing and (freed := self._next_recyclable()):
             pages = pages_of(freed.wait_for_copy(), self.page_size)
             found = np.concatenate((found, self._table.recycle_pages(pages)))
+            self._recycled = [*self._still_written(), freed]
         agreed = self.agree(len(found))
         if agreed < len(found):
-            self._table.give_pages(found[agreed:])
+            self._give_later(found[agreed:])
         if agreed:
             self._set_lease(np.concatenate((self._leased_host, found[:agreed])))
 
@@ -125,7 +127,7 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
         """Hand back leased pages beyond ``keep_pages``: the other may need them."""
         self.publish_retired()
         surplus = self._leased_host[keep_pages:]  # nothing, most of the time
-        if len(surplus):
+        if len(surplus) and not self._still_written():
             self._set_lease(self._leased_host[:keep_pages])
             self._table.give_pages(surplus)
 
@@ -246,6 +248,18 @@ class LeasedAllocator(PagedTokenToKVPoolAllocator):
         return allocated
 
     # Freed pages, until they are published
+
+    def _still_written(self) -> list[OnHost]:
+        """What was recycled while a forward that may write to it still runs."""
+        self._recycled = [one for one in self._recycled if not one.is_finished]
+        return self._recycled
+
+    def _give_later(self, pages: Ids) -> None:
+        """Let the other worker have pages that may have been recycled just now."""
+        events = [event for one in self._still_written() for event in one.finished]
+        slots = torch.from_numpy(np.repeat(pages * self.page_size, self.page_size))
+        self._retiring.append(_Retiring(OnHost(slots, tuple(events)), False, None))
+        self.publish_retired()
 
     def _retire(self, slots: torch.Tensor) -> None:
         freed = self.copy_to_host(slots)
