@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from sglang.semi_pd.errors import WorkerStartError
@@ -21,6 +22,9 @@ from sglang.semi_pd.workers.worker_spec import WorkerSpec
 logger = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 10.0
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_BY = "sgl_shm_*_{pid}_*"
+"""How SGLang names what a process makes there (``make_shm_name``)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -80,7 +84,9 @@ class Worker:
         self.ready.close()
         pidfd, self.pidfd = self.pidfd, -1
         os.close(pidfd)
-        for path in (self.spec.heartbeat_path, self.spec.share_path):
+        # A killed process leaves what it shared with the other ranks.
+        left = SHARED_MEMORY.glob(SHARED_BY.format(pid=self.pid))
+        for path in (self.spec.heartbeat_path, self.spec.share_path, *left):
             path.unlink(missing_ok=True)
 
 
