@@ -37,8 +37,6 @@ def server(tiny_model: Path) -> Iterator[Server]:
         environment={
             **SERVER_ENVIRONMENT,
             "SGLANG_CPU_OMP_THREADS_BIND": "0|1",
-            # torch has NCCL for GPUs; upstream takes it for any device.
-            "SGLANG_NCCL_SO_PATH": "none",
             "TORCHDYNAMO_DISABLE": "1",
         },
     )

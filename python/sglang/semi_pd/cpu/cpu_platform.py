@@ -42,6 +42,8 @@ class CpuHostPlatform(CpuDeviceMixin, SRTPlatform):
     def apply_server_args_defaults(self, server_args: ServerArgs) -> None:
         server_args.device = "cpu"
         server_args.disable_cuda_graph = True
+        # torch brings NCCL along, and between ranks SGLang takes it for any device.
+        os.environ.setdefault("SGLANG_NCCL_SO_PATH", "none")
         # An idle scheduler spins by default: here it would take a core from the others.
         server_args.sleep_on_idle = True
         if server_args.sampling_backend is None:
