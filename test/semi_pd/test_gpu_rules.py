@@ -18,6 +18,7 @@ import pytest
 from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.launch import gpu_rules, mps_daemons
 from sglang.semi_pd.launch.gpu import Driver, Gpu, Holder, read_driver, visible
+from sglang.semi_pd.launch.typed_flags import CommandLine
 
 GIB = 2**30
 H200 = Gpu(
@@ -74,6 +75,24 @@ def test_compute_mode_mig_and_age() -> None:
     assert "-mig 0" in refused(gpu_rules.require_divisible, mig)
     pascal = dataclasses.replace(H200, capability=(6, 1))
     assert "Volta" in refused(gpu_rules.require_divisible, pascal)
+
+
+def test_fp8_without_fp8_of_the_gpus_own() -> None:
+    gpu_rules.require_kernels("NVIDIA L4", (8, 9), "fp8")
+    gpu_rules.require_kernels("NVIDIA A100", (8, 0), "")
+    said = refused(gpu_rules.require_kernels, "NVIDIA A100", (8, 0), "fp8")
+    assert "NVIDIA A100" in said and "8.9" in said
+
+
+def test_fp8_is_read_off_the_flag_or_the_folder(tmp_path: Path) -> None:
+    names = {name: name for name in ("--model-path", "--quantization")}
+    folder, flag = ["--model-path", str(tmp_path)], ["--quantization", "fp8"]
+    assert gpu_rules.quantisation(CommandLine(folder, names)) == ""
+    assert gpu_rules.quantisation(CommandLine(["--model-path", "a/b"], names)) == ""
+    assert gpu_rules.quantisation(CommandLine([*folder, *flag], names)) == "fp8"
+    config = '{"quantization_config": {"quant_method": "fp8"}}'
+    (tmp_path / "config.json").write_text(config)
+    assert gpu_rules.quantisation(CommandLine(folder, names)) == "fp8"
 
 
 def test_more_ranks_than_gpus_name_them() -> None:

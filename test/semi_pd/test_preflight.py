@@ -139,6 +139,10 @@ def test_model_path(tmp_path: Path) -> None:
     empty = [*SERVER, "--enable-semi-pd", "--model-path", str(tmp_path)]
     assert "no config.json" in refusal(empty)
     assert "no such folder" in refusal([*SERVE, "no-such", "--enable-semi-pd"])
+    config = '{"quantization_config": {"quant_method": "awq"}}'
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_bytes(bytes(64))
+    assert "quantised (awq)" in refusal(empty)
 
 
 @pytest.mark.usefixtures("warm")
@@ -161,6 +165,7 @@ def test_port_in_use_names_its_holder_and_a_free_one(
         ("SGLANG_PLATFORM", "other"),
         ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
         ("SGLANG_RUST_SERVER", "1"),
+        ("SGLANG_FORCE_FP8_MARLIN", "1"),
     ],
 )
 def test_environment(model: str, variable: str, value: str) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sglang.semi_pd.errors import ConfigError
-from sglang.semi_pd.launch import model_path, mps_daemons
+from sglang.semi_pd.launch import model_family, model_path, mps_daemons
 from sglang.semi_pd.launch.gpu import Driver, Gpu, read_driver, visible
 
 if TYPE_CHECKING:
     from sglang.semi_pd.launch.typed_flags import CommandLine
 
 VOLTA = (7, 0)
+ADA = (8, 9)
 _GIB = 2**30
 
 
@@ -44,12 +45,22 @@ def check(line: CommandLine, environ: Mapping[str, str]) -> str:
     require_ranks(seen, first, step, ranks)
     gpus = seen[first : first + ranks * step : step]
     backend = line.value("--sm-partition-backend") or "auto"
+    quantised = quantisation(line)
     for gpu in gpus:
         require_shared(gpu)
+        require_kernels(gpu.name, gpu.capability, quantised)
         if backend in ("green", "mps"):
             require_divisible(gpu)
     require_room(gpus, model_path.weight_bytes(line.model_path), line.model_path)
     return ""
+
+
+def quantisation(line: CommandLine) -> str:
+    """How the weights are quantised, as far as flags and a model's folder tell."""
+    asked = line.value("--quantization")
+    if asked or not os.path.isdir(line.model_path):
+        return asked or ""
+    return model_family.quantisation(model_family.read_config(line.model_path))
 
 
 def no_gpu() -> str:
@@ -114,6 +125,20 @@ def require_shared(gpu: Gpu) -> None:
             f"GPU {gpu.index} is in compute mode {gpu.compute_mode}",
             why="resident and workers are several processes on it",
             mend=f"run nvidia-smi -i {gpu.index} -c DEFAULT",
+        )
+
+
+def require_kernels(name: str, capability: tuple[int, int], quantised: str) -> None:
+    """Refuse a GPU without fp8 of its own: Marlin's kernel for it has locks.
+
+    They are a tensor of the model, and so the workers would share them.
+    """
+    if quantised == "fp8" and capability < ADA:
+        raise ConfigError(
+            f"{name} cannot serve fp8 weights with Semi-PD",
+            why="it computes in fp8 from compute capability 8.9 (Ada) on only, and the "
+            "kernels that SGLang has for older ones cannot be used by two workers",
+            mend="serve unquantised weights, or use a newer GPU",
         )
 
 
