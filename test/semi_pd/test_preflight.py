@@ -157,6 +157,16 @@ def test_port_in_use_names_its_holder_and_a_free_one(
         assert free != busy_port
 
 
+def test_a_port_that_a_file_may_say_is_not_judged(busy_port: int, model: str) -> None:
+    flags = ["--model-path", model, "--enable-semi-pd", f"--port={busy_port}"]
+    with pytest.raises(ConfigError, match="in use"):
+        preflight.check(preflight.read(flags))
+    with_file = [*flags, "--config=f.yaml"]
+    preflight.check(preflight.read(with_file))
+    with pytest.raises(ConfigError, match="in use"):
+        preflight.check(preflight.read([*with_file, "--host=127.0.0.1"]))
+
+
 @pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(
     ("variable", "value"),

@@ -26,6 +26,8 @@ _GIB = 2**30
 def check(line: CommandLine, environ: Mapping[str, str]) -> str:
     """Refuse GPUs that cannot serve this command line; says so where there is none.
 
+    Which GPUs it would use may be said in a file (``--config``): then none is judged.
+
     Raises:
         ConfigError: for the first rule that is broken.
     """
@@ -40,6 +42,14 @@ def check(line: CommandLine, environ: Mapping[str, str]) -> str:
     if not seen:
         require_nodes(ranks, environ)
         return no_gpu()
+    if line.decides("device", "tp_size", "base_gpu_id", "gpu_id_step"):
+        require_served(line, seen)
+    return ""
+
+
+def require_served(line: CommandLine, seen: Sequence[Gpu]) -> None:
+    """Refuse those of the visible GPUs that it would use, for the first rule broken."""
+    ranks = line.number("tp_size", int, 1)
     first = line.number("base_gpu_id", int, 0)
     step = line.number("gpu_id_step", int, 1)
     require_ranks(seen, first, step, ranks)
@@ -52,7 +62,6 @@ def check(line: CommandLine, environ: Mapping[str, str]) -> str:
         if backend in ("green", "mps"):
             require_divisible(gpu)
     require_room(gpus, model_path.weight_bytes(line.model_path), line.model_path)
-    return ""
 
 
 def quantisation(line: CommandLine) -> str:
