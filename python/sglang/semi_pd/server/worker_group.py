@@ -118,12 +118,16 @@ class WorkerGroup:
     def workers(self) -> list[Worker]:
         """All processes, residents first."""
         standby = self.standby.workers if self.standby else ()
-        return [*self.residents, *self.pair.workers, *standby]
+        return [*self.serving, *standby]
+
+    @property
+    def serving(self) -> list[Worker]:
+        """All processes but those of a standby."""
+        return [*self.residents, *self.pair.workers]
 
     def of_role(self, role: InstanceRole) -> list[Worker]:
         """The processes of one role that serve, by rank."""
-        serving = [*self.residents, *self.pair.workers]
-        return [worker for worker in serving if worker.spec.role is role]
+        return [worker for worker in self.serving if worker.spec.role is role]
 
     def stop(self) -> None:
         """End every process; when it returns, all have been joined."""
