@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from sglang.semi_pd.server import instance_status
 from sglang.semi_pd.server.worker import Worker, WorkerPair
-from sglang.semi_pd.sm_allocation import SMAllocation
 from sglang.semi_pd.utils import InstanceRole
 from status_document import Parts
 
@@ -45,7 +44,7 @@ class Processes:
 
     def pair(self, generation: int) -> WorkerPair:
         workers = tuple(self.start(role, generation) for role in ROLES)
-        return WorkerPair(generation, SMAllocation(70, 30), workers)
+        return WorkerPair(generation, workers)
 
 
 @pytest.fixture
