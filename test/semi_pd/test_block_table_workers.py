@@ -149,14 +149,12 @@ def test_workers_come_and_go(table):
     first = table.register_worker(InstanceRole.PREFILL, 7)
     assert table.lease == first
     table.take_pages(1)
-    with pytest.raises(ValueError, match="still owns 1 pages"):
-        table.retire_worker(first.slot)
-    table.give_pages([1])
-    table.retire_worker(first.slot)
+    table.reclaim(first.slot)
     with pytest.raises(FencedError):
         table.take_pages(1)
     second = table.register_worker(InstanceRole.DECODE, 8)
-    assert (second.slot, second.epoch) == (first.slot, first.epoch + 2)
+    assert second.slot == first.slot
+    assert second.epoch > first.epoch
     for _ in range(15):
         table.register_worker(InstanceRole.DECODE, 8)
     with pytest.raises(ValueError, match="no worker slot"):

@@ -192,6 +192,35 @@ def test_kind_of_model(config: dict[str, Any] | None, kind: str) -> None:
     assert kind in found if kind else not found
 
 
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        (None, ""),
+        (LLAMA, ""),
+        ({**LLAMA, "quantization_config": None}, ""),
+        ({**LLAMA, "quantization_config": {"quant_method": "AWQ"}}, "awq"),
+        ({"text_config": {"quantization_config": {"quant_method": "gptq"}}}, "gptq"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed"),
+        ({"quantization_config": {"quant_algo": "NVFP4"}}, "nvfp4"),
+        ({"quantization_config": {"bits": 4}}, "without a name"),
+    ],
+)
+def test_quantised_checkpoints(config: dict[str, Any] | None, method: str) -> None:
+    found = model_family.quantisation(config)
+    assert method in found if method else not found
+    if method:
+        with pytest.raises(ConfigError, match=method) as raised:
+            model_family.require_supported(config, "model")
+        assert "fp8" in raised.value.mend
+
+
+def test_fp8_is_served_however_its_scales_are_cut() -> None:
+    for blocks in ({}, {"weight_block_size": [128, 128]}):
+        config = {**LLAMA, "quantization_config": {"quant_method": "fp8", **blocks}}
+        assert model_family.quantisation(config) == "fp8"
+        model_family.require_supported(config, "model")
+
+
 def test_every_limit_accepts_its_default_as_parsed_and_as_typed() -> None:
     for limit in flag_rules.LIMITS:
         default = limit.supported[0]

@@ -15,6 +15,16 @@ pytestmark = pytest.mark.upstream
 TIMEOUT_S = 300.0
 
 
+class Word:
+    """Is one in the new process; sees the environment in which that is started."""
+
+    seen: str | None = None
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        self.seen = os.environ.get("START_TEST")
+        return str, ("hello",)
+
+
 def tell(word: str, ready: Connection) -> None:
     has_scheduler = "sglang.srt.managers.scheduler" in sys.modules
     ready.send((word, os.getpid(), os.environ.get("START_TEST"), has_scheduler))
@@ -24,9 +34,10 @@ def tell(word: str, ready: Connection) -> None:
 def test_a_process_does_what_it_is_told(method: str, *, has_imported: bool) -> None:
     # A forked process has its environment from the fork server: workers replace it.
     fork_server.start()
+    said = Word()
     process, ready = fork_server.launch(
         tell,
-        "hello",
+        said,
         name="worker",
         method=method,
         environment={**os.environ, "START_TEST": "told"},
@@ -36,7 +47,8 @@ def test_a_process_does_what_it_is_told(method: str, *, has_imported: bool) -> N
     process.join(10)
     assert (word, imported) == ("hello", has_imported)
     assert (process.pid, process.exitcode) == (pid, 0)
-    assert told == (None if method == "auto" else "told")
+    assert told == said.seen == (None if method == "auto" else "told")
+    assert "START_TEST" not in os.environ
 
 
 def test_this_host_allows_to_fork() -> None:

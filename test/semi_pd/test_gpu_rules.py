@@ -18,6 +18,7 @@ import pytest
 from sglang.semi_pd.errors import ConfigError
 from sglang.semi_pd.launch import gpu_rules, mps_daemons
 from sglang.semi_pd.launch.gpu import Driver, Gpu, Holder, read_driver, visible
+from sglang.semi_pd.launch.typed_flags import CommandLine
 
 GIB = 2**30
 H200 = Gpu(
@@ -32,6 +33,12 @@ H200 = Gpu(
 )
 SECOND = dataclasses.replace(H200, index=1, uuid="GPU-bbbb")
 DRIVER = Driver("580.95", (13, 0), (H200, SECOND))
+
+
+def typed(model: Path, *flags: str) -> CommandLine:
+    names = ("model-path", "quantization", "config", "tp-size", "base-gpu-id")
+    spellings = {f"--{name}": f"--{name}" for name in names}
+    return CommandLine(["--model-path", str(model), *flags], spellings)
 
 
 def refused(rule: object, *arguments: object) -> str:
@@ -76,6 +83,22 @@ def test_compute_mode_mig_and_age() -> None:
     assert "Volta" in refused(gpu_rules.require_divisible, pascal)
 
 
+def test_fp8_without_fp8_of_the_gpus_own() -> None:
+    gpu_rules.require_kernels("NVIDIA L4", (8, 9), "fp8")
+    gpu_rules.require_kernels("NVIDIA A100", (8, 0), "")
+    said = refused(gpu_rules.require_kernels, "NVIDIA A100", (8, 0), "fp8")
+    assert "NVIDIA A100" in said and "8.9" in said
+
+
+def test_fp8_is_read_off_the_flag_or_the_folder(tmp_path: Path) -> None:
+    assert gpu_rules.quantisation(typed(tmp_path)) == ""
+    assert gpu_rules.quantisation(typed(Path("organisation/model"))) == ""
+    assert gpu_rules.quantisation(typed(tmp_path, "--quantization=fp8")) == "fp8"
+    config = '{"quantization_config": {"quant_method": "fp8"}}'
+    (tmp_path / "config.json").write_text(config)
+    assert gpu_rules.quantisation(typed(tmp_path)) == "fp8"
+
+
 def test_more_ranks_than_gpus_name_them() -> None:
     gpu_rules.require_ranks([H200, SECOND], 0, 1, 2)
     gpu_rules.require_ranks([H200, SECOND], 1, 2, 1)
@@ -100,6 +123,20 @@ def test_weights_larger_than_what_is_free_name_the_holder() -> None:
     assert "need 16.0 GiB and 8.0 of 140.0 GiB are free" in said
     assert f"pid {os.getpid()} (" in said
     gpu_rules.require_room([full, full], 16 * GIB, "model")
+
+
+def test_only_those_that_the_command_line_uses_are_judged(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(64))
+    full = dataclasses.replace(H200, free_bytes=0)
+    assert "fit on GPU 0" in refused(gpu_rules.require_served, typed(tmp_path), [full])
+    gpu_rules.require_served(typed(tmp_path, "--base-gpu-id=1"), [full, SECOND])
+
+
+def test_what_a_file_may_say_is_not_taken_as_the_default(tmp_path: Path) -> None:
+    assert typed(tmp_path).decides("tp_size", "base_gpu_id")
+    with_file = typed(tmp_path, "--config=f.yaml", "--tp-size=2")
+    assert with_file.decides("tp_size")
+    assert not with_file.decides("tp_size", "base_gpu_id")
 
 
 def test_an_inherited_daemon_is_refused() -> None:

@@ -9,8 +9,10 @@ mechanism that needs no workers.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +21,7 @@ import upstream_auth
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sglang.semi_pd.errors import RotationError
+from sglang.semi_pd.launch import upstream_source
 from sglang.semi_pd.monitoring.history import History
 from sglang.semi_pd.monitoring.instance_view import InstanceView
 from sglang.semi_pd.process_rotation_manager import ProcessRotationManager
@@ -137,6 +140,26 @@ def instance() -> Instance:
 def client(instance: Instance) -> Iterator[TestClient]:
     with instance.client() as client:
         yield client
+
+
+@pytest.mark.parametrize("path", http_routes.REFUSED)
+def test_what_would_harm_is_refused_in_one_line(client: TestClient, path: str) -> None:
+    for reply in (client.get(path), client.post(path, json={"action": "compare"})):
+        assert reply.status_code == 400
+        assert reply.json()["error"]["message"].startswith(f"{path} is not supported")
+
+
+def test_every_route_of_sglang_to_weights_or_memory_is_judged() -> None:
+    source = Path(upstream_source.root(), "srt", "entrypoints", "http_server.py")
+    routes = set(re.findall(r'@app\.\w+\(\s*"(/\w+)"', source.read_text("utf-8")))
+    found = {route for route in routes if re.search("weight|memory|lora", route)}
+    assert len(found) > 10
+    assert found - http_routes.REFUSED.keys() == {
+        "/get_weight_version",
+        "/weight_version",
+        "/update_weight_version",  # a name that answers carry
+        "/get_weights_by_name",
+    }
 
 
 def with_keys(api: bool, admin: bool) -> Instance:  # noqa: FBT001 - a row of the matrix

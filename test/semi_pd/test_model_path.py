@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -113,4 +114,28 @@ def test_folders(tmp_path: Path, environ: dict[str, str]) -> None:
     assert "lfs pull" in refusal(str(tmp_path), environ).mend
     weights.write_bytes(bytes(100))
     assert check(str(tmp_path), environ) == ""
+    assert model_path.weight_bytes(str(tmp_path)) == 100
+
+
+def test_weights_that_are_there_twice_count_once(tmp_path: Path) -> None:
+    """As Mistral and others publish them: for several loaders, in one folder."""
+    shards = [tmp_path / f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for file in (*shards, tmp_path / "consolidated.safetensors"):
+        file.write_bytes(bytes(100))
+    (tmp_path / "pytorch_model.bin").write_bytes(bytes(200))
+    assert model_path.weight_bytes(str(tmp_path)) == 200
+    (tmp_path / "adapter.safetensors").write_bytes(bytes(50))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shards[0].name}}))
+    assert model_path.weight_bytes(str(tmp_path)) == 100
+    index.write_text("[]")
+    assert model_path.weight_bytes(str(tmp_path)) == 250
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    index.unlink()
+    assert model_path.weight_bytes(str(tmp_path)) == 200
+
+
+def test_a_folder_of_consolidated_weights_alone_counts_them(tmp_path: Path) -> None:
+    (tmp_path / "consolidated.safetensors").write_bytes(bytes(100))
     assert model_path.weight_bytes(str(tmp_path)) == 100

@@ -139,6 +139,10 @@ def test_model_path(tmp_path: Path) -> None:
     empty = [*SERVER, "--enable-semi-pd", "--model-path", str(tmp_path)]
     assert "no config.json" in refusal(empty)
     assert "no such folder" in refusal([*SERVE, "no-such", "--enable-semi-pd"])
+    config = '{"quantization_config": {"quant_method": "awq"}}'
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_bytes(bytes(64))
+    assert "quantised (awq)" in refusal(empty)
 
 
 @pytest.mark.usefixtures("warm")
@@ -153,6 +157,16 @@ def test_port_in_use_names_its_holder_and_a_free_one(
         assert free != busy_port
 
 
+def test_a_port_that_a_file_may_say_is_not_judged(busy_port: int, model: str) -> None:
+    flags = ["--model-path", model, "--enable-semi-pd", f"--port={busy_port}"]
+    with pytest.raises(ConfigError, match="in use"):
+        preflight.check(preflight.read(flags))
+    with_file = [*flags, "--config=f.yaml"]
+    preflight.check(preflight.read(with_file))
+    with pytest.raises(ConfigError, match="in use"):
+        preflight.check(preflight.read([*with_file, "--host=127.0.0.1"]))
+
+
 @pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(
     ("variable", "value"),
@@ -161,6 +175,7 @@ def test_port_in_use_names_its_holder_and_a_free_one(
         ("SGLANG_PLATFORM", "other"),
         ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
         ("SGLANG_RUST_SERVER", "1"),
+        ("SGLANG_FORCE_FP8_MARLIN", "1"),
     ],
 )
 def test_environment(model: str, variable: str, value: str) -> None:

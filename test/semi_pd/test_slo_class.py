@@ -48,5 +48,16 @@ def test_another_word_is_refused(header: str | None) -> None:
         arrived(said, header)
 
 
+@pytest.mark.parametrize("header", [None, "batch"])
+@pytest.mark.parametrize("custom", ["slo_class", ["slo_class"], 7, "", []])
+def test_custom_params_that_are_no_object_are_refused(
+    header: str | None, custom: object
+) -> None:
+    with pytest.raises(
+        ValueError, match="custom_params is refused: it must be an object"
+    ):
+        arrived({"custom_params": custom}, header)
+
+
 def test_what_samples_nothing_has_no_class() -> None:
     slo_class.note(SimpleNamespace(), None)

@@ -69,16 +69,6 @@ def test_text_that_is_no_split(text: str) -> None:
         SMAllocation.parse(text)
 
 
-@given(splits, st.sampled_from([InstanceRole.PREFILL, InstanceRole.DECODE]))
-def test_shifting_moves_shares_and_stops_at_the_ends(
-    split: SMAllocation, role: InstanceRole
-) -> None:
-    shifted = split.shifted(role, 7)
-    assert split.percentage_of(role) <= shifted.percentage_of(role) <= 100
-    back = SMAllocation(50, 50).shifted(role, 7).shifted(role, -7)
-    assert back == SMAllocation(50, 50)
-
-
 @given(splits, st.integers(1, 50), st.integers(50, 100))
 def test_clamping_stays_between(split: SMAllocation, low: int, high: int) -> None:
     for share in split.clamped(low, high).as_dict().values():

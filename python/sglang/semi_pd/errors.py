@@ -56,17 +56,7 @@ class WorkerStartError(SemiPDError):
     """A resident, prefill or decode process did not become ready."""
 
 
-class WorkerDiedError(SemiPDError):
-    """A resident, prefill or decode process ended while it was needed."""
-
-    see = "7-when-something-dies"
-
-
 class RotationError(SemiPDError):
     """A new split could not be brought into service; the old one serves on."""
 
     see = "moving-the-split"
-
-
-class KVCacheFullError(SemiPDError):
-    """No KV blocks are left for a request that must have them."""

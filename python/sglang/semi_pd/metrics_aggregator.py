@@ -16,9 +16,9 @@ _WORKERS = tuple(role for role in InstanceRole if role.is_worker)
 class MetricsAggregator:
     """Merges the collector's window with the newest report of each worker role.
 
-    It lives in the server's main process; the coordinator calls ``set_worker_metrics``
-    when a report comes in. A report older than ``max_age_s`` is not shown, so a dead
-    worker does not linger in the figures.
+    It lives in the server's main process; before each sample of the history it is
+    given what the workers say of their queues. A report older than ``max_age_s`` is not
+    shown, so a dead worker does not linger in the figures.
     """
 
     def __init__(
@@ -48,11 +48,6 @@ class MetricsAggregator:
         with self._lock:
             self._reports[role] = (reported_at_s, dict(metrics))
         self._pass_on_queue_lengths(reported_at_s)
-
-    def forget_worker(self, role: InstanceRole) -> None:
-        """Drop the report of a role whose workers have ended."""
-        with self._lock:
-            self._reports.pop(role, None)
 
     def get_aggregated_metrics(self, *, now: float | None = None) -> dict[str, float]:
         """Return the collector's figures and every live report, as role_name keys."""

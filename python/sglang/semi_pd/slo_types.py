@@ -235,14 +235,6 @@ class ControlLimits:
         """Whether decisions are reported and never applied."""
         return self.mode is ControlMode.ADVISE
 
-    def contains(self, allocation: SMAllocation) -> bool:
-        """Whether a split respects the bounds and the overlap rule."""
-        shares = (allocation.prefill_percentage, allocation.decode_percentage)
-        if self.offers:
-            return self.offer_of(allocation) is not None
-        is_inside = all(self.min_percentage <= s <= self.max_percentage for s in shares)
-        return is_inside and (self.allow_overlap or sum(shares) <= FULL_PERCENTAGE)
-
     def offer_of(self, allocation: SMAllocation) -> SplitOffer | None:
         """Return the offer of a split, or None if it is not offered."""
         return next((o for o in self.offers if o.allocation == allocation), None)

@@ -105,17 +105,6 @@ class SMAllocation:
             )
         return self
 
-    def shifted(self, role: InstanceRole, step: int) -> SMAllocation:
-        """Return the split with ``step`` percent moved to ``role`` from the other.
-
-        Both shares stop at 1 and 100; the sum is kept until one of them stops.
-        """
-        sign = 1 if role is InstanceRole.PREFILL else -1
-        return SMAllocation(
-            _bounded(self.prefill_percentage + sign * step, 1, FULL_PERCENTAGE),
-            _bounded(self.decode_percentage - sign * step, 1, FULL_PERCENTAGE),
-        )
-
     def distance_to(self, other: SMAllocation) -> int:
         """Return how many percent the two workers' shares differ by, together."""
         prefill = abs(self.prefill_percentage - other.prefill_percentage)

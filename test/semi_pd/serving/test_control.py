@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from pathlib import Path
 
 import client
+import process_table
 import pytest
 from client import Body
 from compare import content
@@ -45,6 +47,26 @@ def test_flush_cache_is_refused_while_busy(plain: Server, semi_pd: Server) -> No
         stream, status = asyncio.run(run(server.url))
         assert len(stream.last["output_ids"]) == LONG
         assert status == 400, server.name
+
+
+def test_a_profile_has_a_trace_of_each_role(semi_pd: Server, tmp_path: Path) -> None:
+    """Under the name that the client gave, and merged by SGLang where asked for."""
+    asked = {"output_dir": str(tmp_path), "activities": ["CPU"], "merge_profiles": True}
+    named = {"profile_id": "mine", "with_stack": False, "record_shapes": False}
+    assert semi_pd.post("/start_profile", {**asked, **named}).status_code == 200
+    semi_pd.generate(input_ids=prompt(50, seed=8), max_new_tokens=4)
+    assert semi_pd.post("/stop_profile", {}, timeout_s=120).status_code == 200
+    expected = {
+        f"{start}mine-{role}{rank}.trace.json.gz"
+        for role in ("prefill", "decode")
+        for start, rank in (("", "-TP-0"), ("merged-", ""))
+    }
+
+    def written() -> bool:
+        return {file.name for file in tmp_path.iterdir()} == expected
+
+    # The answer is prefill's: decode may still be writing.
+    assert process_table.wait_until(written, 60) is not None, list(tmp_path.iterdir())
 
 
 def test_pause_and_continue(semi_pd: Server) -> None:

@@ -32,6 +32,25 @@ def test_a_cache_too_small_for_any_request(
         server.clean()
 
 
+@ONE_MORE
+def test_weights_of_which_only_sglang_knows_that_they_are_quantised(
+    tiny_model: Path, tmp_path: Path, second_flags: list[str]
+) -> None:
+    """ModelOpt says so in a file of its own, not in ``config.json``."""
+    quantised = shutil.copytree(tiny_model, tmp_path / "quantised")
+    said_there = '{"quantization": {"quant_algo": "FP8"}}'
+    (quantised / "hf_quant_config.json").write_text(said_there)
+    flags = [*COMMON_FLAGS, *second_flags]
+    server = Server(name="quantised", model=quantised, flags=flags)
+    try:
+        code = server.start().wait_exit(START_TIMEOUT_S + GRACE_S)
+        assert code == 2, server.failure(f"exit code {code}")
+        assert "its weights are quantised (modelopt_fp8)" in server.log()
+        assert "Traceback" not in server.log()
+    finally:
+        server.clean()
+
+
 @pytest.mark.parametrize("level", ["info", pytest.param("debug", marks=ONE_MORE)])
 def test_weights_that_end_too_early(
     level: str, tiny_model: Path, tmp_path: Path, second_flags: list[str]

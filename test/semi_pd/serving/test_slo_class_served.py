@@ -59,3 +59,11 @@ def test_an_unknown_class_is_answered_400(semi_pd: Server) -> None:
     reply = post(semi_pd, "/generate", body, **{"X-SLO-Class": "urgent"})
     assert reply.status_code == 400
     assert "interactive or batch" in reply.text
+
+
+def test_custom_params_that_are_no_object_are_answered_400(semi_pd: Server) -> None:
+    body = {"input_ids": [5], "sampling_params": {**GREEDY, "custom_params": "batch"}}
+    for headers in ({}, {"X-SLO-Class": "batch"}):
+        reply = post(semi_pd, "/generate", body, **headers)
+        assert reply.status_code == 400
+        assert "must be an object" in reply.text

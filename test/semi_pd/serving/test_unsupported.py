@@ -41,6 +41,7 @@ UNSUPPORTED: dict[str, tuple[str, Body]] = {
         {"lora_name": "a", "lora_path": "/nowhere"},
     ),
     "update_weights_from_disk": ("/update_weights_from_disk", {"model_path": "/no"}),
+    "weights_checker": ("/weights_checker", {"action": "reset_tensors"}),
     "release_memory_occupation": ("/release_memory_occupation", {}),
 }
 

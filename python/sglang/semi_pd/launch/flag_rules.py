@@ -250,6 +250,7 @@ def check_environment(environ: Mapping[str, str]) -> None:
         "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE",
         "SGLANG_ENABLE_UNIFIED_RADIX_TREE",
         "SGLANG_EXPERIMENTAL_CPP_RADIX_TREE",
+        "SGLANG_FORCE_FP8_MARLIN",
     ):
         if environ.get(variable, "").lower() not in ("", "0", "false"):
             raise ConfigError(

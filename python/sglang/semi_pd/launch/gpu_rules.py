@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sglang.semi_pd.errors import ConfigError
-from sglang.semi_pd.launch import model_path, mps_daemons
+from sglang.semi_pd.launch import model_family, model_path, mps_daemons
 from sglang.semi_pd.launch.gpu import Driver, Gpu, read_driver, visible
 
 if TYPE_CHECKING:
     from sglang.semi_pd.launch.typed_flags import CommandLine
 
 VOLTA = (7, 0)
+ADA = (8, 9)
 _GIB = 2**30
 
 
 def check(line: CommandLine, environ: Mapping[str, str]) -> str:
     """Refuse GPUs that cannot serve this command line; says so where there is none.
+
+    Which GPUs it would use may be said in a file (``--config``): then none is judged.
 
     Raises:
         ConfigError: for the first rule that is broken.
@@ -39,17 +42,34 @@ def check(line: CommandLine, environ: Mapping[str, str]) -> str:
     if not seen:
         require_nodes(ranks, environ)
         return no_gpu()
+    if line.decides("device", "tp_size", "base_gpu_id", "gpu_id_step"):
+        require_served(line, seen)
+    return ""
+
+
+def require_served(line: CommandLine, seen: Sequence[Gpu]) -> None:
+    """Refuse those of the visible GPUs that it would use, for the first rule broken."""
+    ranks = line.number("tp_size", int, 1)
     first = line.number("base_gpu_id", int, 0)
     step = line.number("gpu_id_step", int, 1)
     require_ranks(seen, first, step, ranks)
     gpus = seen[first : first + ranks * step : step]
     backend = line.value("--sm-partition-backend") or "auto"
+    quantised = quantisation(line)
     for gpu in gpus:
         require_shared(gpu)
+        require_kernels(gpu.name, gpu.capability, quantised)
         if backend in ("green", "mps"):
             require_divisible(gpu)
     require_room(gpus, model_path.weight_bytes(line.model_path), line.model_path)
-    return ""
+
+
+def quantisation(line: CommandLine) -> str:
+    """How the weights are quantised, as far as flags and a model's folder tell."""
+    asked = line.value("--quantization")
+    if asked or not os.path.isdir(line.model_path):
+        return asked or ""
+    return model_family.quantisation(model_family.read_config(line.model_path))
 
 
 def no_gpu() -> str:
@@ -114,6 +134,20 @@ def require_shared(gpu: Gpu) -> None:
             f"GPU {gpu.index} is in compute mode {gpu.compute_mode}",
             why="resident and workers are several processes on it",
             mend=f"run nvidia-smi -i {gpu.index} -c DEFAULT",
+        )
+
+
+def require_kernels(name: str, capability: tuple[int, int], quantised: str) -> None:
+    """Refuse a GPU without fp8 of its own: Marlin's kernel for it has locks.
+
+    They are a tensor of the model, and so the workers would share them.
+    """
+    if quantised == "fp8" and capability < ADA:
+        raise ConfigError(
+            f"{name} cannot serve fp8 weights with Semi-PD",
+            why="it computes in fp8 from compute capability 8.9 (Ada) on only, and the "
+            "kernels that SGLang has for older ones cannot be used by two workers",
+            mend="serve unquantised weights, or use a newer GPU",
         )
 
 

@@ -26,6 +26,7 @@ _STATE_KEYS = (
     "hybrid_layer_pattern",
     "is_hybrid_swa",
 )
+_QUANTISATION_KEYS = ("quantization_config", "compression_config")
 _MEDIA_KEYS = ("vision_config", "audio_config", "thinker_config", "mm_config")
 _HYBRID_ARCHITECTURES = (
     "DeepseekV4",
@@ -80,12 +81,43 @@ def unsupported_kind(config: Config | None) -> str:
     return ""
 
 
+def quantisation(config: Config | None) -> str:
+    """How a checkpoint says that its weights are quantised, empty if it does not.
+
+    SGLang quantises by it without being asked to on the command line.
+    """
+    for part in (config, _text_config(config)) if config else ():
+        for said in filter(None, map(part.get, _QUANTISATION_KEYS)):
+            names = said if isinstance(said, dict) else {}
+            method = names.get("quant_method") or names.get("quant_algo")
+            return str(method or "a method without a name").lower()
+    return ""
+
+
+def require_quantisation(method: str, model: str) -> None:
+    """Refuse weights whose loading leaves more than the workers can be given.
+
+    The kernels of AWQ, GPTQ and their like keep tensors, or locks, of their own.
+
+    Raises:
+        ConfigError: naming the method.
+    """
+    if method not in ("", "fp8"):
+        raise ConfigError(
+            f"model {model} is refused",
+            why=f"its weights are quantised ({method}), and Semi-PD does not support "
+            "that yet",
+            mend="serve unquantised or block-wise fp8 weights",
+        )
+
+
 def require_supported(config: Config | None, model: str) -> None:
     """Refuse a kind of model that Semi-PD does not serve.
 
     Raises:
         ConfigError: naming the kind.
     """
+    require_quantisation(quantisation(config), model)
     kind = unsupported_kind(config)
     if kind:
         raise ConfigError(

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from sglang.semi_pd.errors import ConfigError
@@ -13,6 +14,10 @@ from sglang.semi_pd.launch import hub
 
 _CONFIGS = ("config.json", "params.json")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+"""In the order in which SGLang looks for them: it loads those of one kind."""
+_INDEX = "model.safetensors.index.json"
+_WHOLE_AGAIN = "consolidated"
+"""So begin the names of files that hold all weights a second time."""
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _POINTER = b"version https://git-lfs"
 
@@ -43,7 +48,7 @@ def check(path: str, environ: Mapping[str, str], *, needs_weights: bool) -> str:
 
 
 def weight_bytes(path: str) -> int:
-    """Size of a folder's weights on disk; 0 if it is no folder."""
+    """Size on disk of what is loaded from a folder; 0 if it is no folder."""
     return sum(file.stat().st_size for file in _weight_files(path))
 
 
@@ -56,7 +61,7 @@ def _check_folder(path: str, *, needs_weights: bool) -> None:
         )
     if not needs_weights:
         return
-    files = list(_weight_files(path))
+    files = _weight_files(path)
     if not files:
         raise ConfigError(
             f"--model-path {path} is refused",
@@ -73,6 +78,21 @@ def _check_folder(path: str, *, needs_weights: bool) -> None:
                 )
 
 
-def _weight_files(path: str) -> Iterator[Path]:
-    if os.path.isdir(path):
-        yield from (file for file in Path(path).iterdir() if file.suffix in _WEIGHTS)
+def _weight_files(path: str) -> list[Path]:
+    """The files of a folder that SGLang loads: those that an index names, if any."""
+    every = list(Path(path).iterdir()) if os.path.isdir(path) else []
+    kinds = ([file for file in every if file.suffix == kind] for kind in _WEIGHTS)
+    files = next(filter(None, kinds), [])
+    indexed = _indexed(path)
+    if indexed:
+        return [file for file in files if file.name in indexed] or files
+    once = [file for file in files if not file.name.startswith(_WHOLE_AGAIN)]
+    return once or files
+
+
+def _indexed(path: str) -> set[str]:
+    try:
+        with open(os.path.join(path, _INDEX), encoding="utf-8") as file:
+            return set(json.load(file)["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()  # none, or one that SGLang's own loading will speak of

@@ -79,7 +79,8 @@ def check(line: CommandLine) -> list[str]:
     check_own_flags(line)
     check_limits(line)
     notes = [] if line.has("--config") else [check_model(line)]
-    check_port(line)
+    if line.decides("host", "port"):
+        check_port(line)
     notes.append(gpu_rules.check(line, os.environ))
     return [note for note in notes if note]
 

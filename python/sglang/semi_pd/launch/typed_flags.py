@@ -89,6 +89,11 @@ class CommandLine:
         """Whether the flag was given."""
         return flag in self._values
 
+    def decides(self, *fields: str) -> bool:
+        """Whether these are the server's last word, given or not: no file has one."""
+        given = (self.has(flag_rules.flag(field)) for field in fields)
+        return not self.has("--config") or all(given)
+
     def value(self, *flags: str) -> str | None:
         """What was given for the first of these flags that has a value."""
         for flag in flags:

@@ -144,23 +144,6 @@ class TableHandle(TableQueries):
         """The same mapping, speaking for another worker."""
         return type(self)(self._core, lease)
 
-    def retire_worker(self, slot: int) -> None:
-        """End a worker in good order: it owns nothing any more.
-
-        Raises:
-            ValueError: no such worker, or it still holds pages or rows.
-        """
-        core, state = self._core, self._core.state
-        with core:
-            core.live_slot("slot", slot)
-            held = (state.slot_pages[slot], state.slot_borrows[slot])
-            if any(held) or state.slot_rows[slot]:
-                raise ValueError(
-                    f"slot: {slot} still owns {held[0]} pages and "
-                    f"{state.slot_rows[slot]} rows, and borrows {held[1]} pages"
-                )
-            core.clear_slot(slot)
-
     def set_reserve(self, slot: int, n_pages: int) -> None:
         """Keep the last ``n_pages`` free pages for ``slot`` (0: no reserve).
 

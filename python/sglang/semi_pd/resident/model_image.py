@@ -3,9 +3,11 @@
 
 The resident loads the model with SGLang's own loader and takes its image; a worker
 builds the same module tree without memory (on torch's meta device) and fills it from
-the image. Everything that loading left behind is carried: parameters, buffers, tensors
-kept as plain attributes (the absorbed ``w_kc`` and ``w_vc`` of multi-head latent
-attention are such), and the plain values that post-processing of weights sets.
+the image. Everything that loading left on the modules is carried: parameters, buffers,
+tensors kept as plain attributes (the absorbed ``w_kc`` and ``w_vc`` of multi-head
+latent attention are such), and the plain values that post-processing of weights sets,
+there or on a parameter. What it leaves elsewhere is not; forms of quantisation that do
+so are refused (``launch.model_family``).
 """
 
 from __future__ import annotations
@@ -38,8 +40,14 @@ def take_image(model: nn.Module, builder: ArenaBuilder) -> ModelImage:
 
     The model is unusable afterwards: its memory is freed as it is copied, so that the
     peak is the model plus one group of tensors, not two models.
+
+    Raises:
+        UpstreamMismatchError: there is a tensor that a worker could not be given.
     """
     modules = list(model.named_modules())
+    _require_one_device(modules)
+    for path, module in modules:
+        _require_no_tensor(path, getattr(module, "quant_method", None))
     placer = _StoragePlacer(builder)
     placer.move(tensor for _, module in modules for _, tensor in _tensors_of(module))
     return ModelImage([_image_of(path, module, placer) for path, module in modules])
@@ -139,6 +147,25 @@ def _as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
+def _require_one_device(modules: list[tuple[str, nn.Module]]) -> None:
+    """A reference does not say where: what is elsewhere would come back on the GPU."""
+    first: dict[torch.device, str] = {}
+    for path, module in modules:
+        for name, tensor in _tensors_of(module):
+            first.setdefault(tensor.device, f"{path}.{name}")
+    if len(first) > 1:
+        places = ", ".join(f"{name} on {device}" for device, name in first.items())
+        raise _mismatch(f"its tensors are on several devices: {places}")
+
+
+def _require_no_tensor(path: str, quant_method: Any) -> None:
+    """A kernel's own tensors are out of sight of who takes a module's."""
+    for name, value in getattr(quant_method, "__dict__", {}).items():
+        if isinstance(value, torch.Tensor):
+            kind = type(quant_method).__name__
+            raise _mismatch(f"{kind} of {path} keeps a tensor of its own, {name}")
+
+
 def _image_of(path: str, module: nn.Module, placer: _StoragePlacer) -> ModuleImage:
     return ModuleImage(
         path=path,
@@ -146,6 +173,11 @@ def _image_of(path: str, module: nn.Module, placer: _StoragePlacer) -> ModuleIma
         buffers=_refs(module._buffers, placer),
         attributes=_refs(module.__dict__, placer),
         plain=_plain_values(module),
+        marks={
+            name: marks
+            for name, parameter in module._parameters.items()
+            if parameter is not None and (marks := _plain_values(parameter))
+        },
     )
 
 
@@ -157,11 +189,12 @@ def _refs(holder: dict[str, Any], placer: _StoragePlacer) -> dict[str, TensorRef
     }
 
 
-def _plain_values(module: nn.Module) -> dict[str, PlainValue]:
+def _plain_values(holder: nn.Module | nn.Parameter) -> dict[str, PlainValue]:
     return {
         name: value
-        for name, value in module.__dict__.items()
-        if not name.startswith("_") and type(value) in (bool, int, float, str)
+        for name, value in holder.__dict__.items()
+        if not name.startswith("_")
+        and (value is None or type(value) in (bool, int, float, str))
     }
 
 
@@ -173,6 +206,7 @@ def _fill_module(
         current = module._parameters.get(name)
         if current is not None:
             replacement.__dict__.update(current.__dict__)
+        replacement.__dict__.update(source.marks.get(name, {}))
         module.__dict__.pop(name, None)
         module._parameters[name] = replacement
     for name, ref in source.buffers.items():
@@ -181,7 +215,10 @@ def _fill_module(
     for name, ref in source.attributes.items():
         module.__dict__[name] = tensors(ref)
     for name, value in source.plain.items():
-        module.__dict__[name] = value
+        if value is not None:
+            module.__dict__[name] = value
+        elif not hasattr(module, name):  # may be what only a worker has
+            module.__dict__[name] = None
 
 
 def _tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,13 +10,17 @@ PlainValue = bool | int | float | str | None
 
 
 class ModuleImage(msgspec.Struct, frozen=True):
-    """What one module of the tree holds, by attribute name."""
+    """What one module of the tree holds, by attribute name.
+
+    ``marks`` is what is written on its parameters beside their values.
+    """
 
     path: str
     parameters: dict[str, TensorRef]
     buffers: dict[str, TensorRef]
     attributes: dict[str, TensorRef]
     plain: dict[str, PlainValue]
+    marks: dict[str, dict[str, PlainValue]]
 
 
 class ModelImage(msgspec.Struct, frozen=True):

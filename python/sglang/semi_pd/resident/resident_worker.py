@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.semi_pd.errors import ConfigError
+from sglang.semi_pd.launch import gpu_rules, model_family
 from sglang.semi_pd.launch.start_progress import Phase
 from sglang.semi_pd.memory.block_table import BlockTable
 from sglang.semi_pd.memory.memory_arena import ArenaBuilder, TensorRef
@@ -58,6 +59,7 @@ class Resident:
         supply = SupplyNew(builder)
         needs = _needs(spec)
         install_resident(supply, spec.pool_bytes, needs)
+        _require_quantisation(spec)
         enter("loading the weights")
         worker = TpModelWorker(
             spec.server_args,
@@ -188,6 +190,19 @@ def _parallel_state(spec: WorkerSpec) -> ParallelState:
         dcp_size=args.dcp_size,
         gpu_id=spec.gpu_id,
     )
+
+
+def _require_quantisation(spec: WorkerSpec) -> None:
+    """What flags and ``config.json`` did not tell: SGLang looks elsewhere too."""
+    config = spec.server_args.get_model_config()
+    method = config.quantization or ""
+    model_family.require_quantisation(method, config.model_path)
+    if spec.device.startswith("cuda"):
+        gpu_rules.require_kernels(
+            torch.cuda.get_device_name(spec.gpu_id),
+            torch.cuda.get_device_capability(spec.gpu_id),
+            method,
+        )
 
 
 def _require_supported(pool: object) -> None:

@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import (
     forkserver,
     popen_forkserver,
@@ -148,7 +148,9 @@ def launch(
     """
     reader, writer = multiprocessing.Pipe(duplex=False)
     process = new_process(target, *args, writer, name=name, method=method)
-    with _environment(environment):
+    # Only where it must be: other threads of this process read the environment too.
+    is_fresh = isinstance(process, FreshProcess)
+    with _environment(environment) if is_fresh else nullcontext():
         process.start()
     writer.close()
     return process, reader

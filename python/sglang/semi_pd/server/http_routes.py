@@ -38,6 +38,7 @@ REFUSED = {
     "/destroy_weights_update_group": _WEIGHTS,
     "/init_weights_send_group_for_remote_instance": _WEIGHTS,
     "/send_weights_to_remote_instance": _WEIGHTS,
+    "/weights_checker": _WEIGHTS,
     "/load_lora_adapter": _LORA,
     "/load_lora_adapter_from_tensors": _LORA,
     "/unload_lora_adapter": _LORA,

@@ -7,6 +7,7 @@ Read off the coordinator's parts, of which some exist only while it serves.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.monitoring.instance_view import InstanceView
@@ -14,17 +15,19 @@ from sglang.semi_pd.monitoring.instance_view import InstanceView
 if TYPE_CHECKING:
     from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
     from sglang.semi_pd.server.supervisor import Supervisor
-    from sglang.semi_pd.server.worker_group import WorkerGroup
+    from sglang.semi_pd.server.worker import Worker
 
 
 def describe(coordinator: SemiPDCoordinator) -> dict[str, Any]:
     """Everything an operator may ask."""
     realised, group = coordinator.realised, coordinator.group
+    standby = group.standby if group else None
     usage = coordinator.get_unified_memory_usage()
     return {
         "is_running": coordinator.is_running,
         "readiness": coordinator.readiness.as_status(),
-        "components": _components(group),
+        "components": _components(group.serving if group else ()),
+        "standbys": _components(standby.workers if standby else ()),
         "partition_backend": coordinator.partition.name,
         "realised_sm_share": realised.get_status() if realised else None,
         "process_rotation_status": {
@@ -49,14 +52,14 @@ def observe(coordinator: SemiPDCoordinator) -> InstanceView:
     return InstanceView.from_status(describe(coordinator))
 
 
-def _components(group: WorkerGroup | None) -> dict[str, Any]:
+def _components(workers: Iterable[Worker]) -> dict[str, Any]:
     return {
         f"{worker.spec.role.value}_TP{worker.spec.tp_rank}": {
             "pid": worker.pid,
             "generation": worker.spec.generation,
             "is_alive": not worker.has_ended,
         }
-        for worker in (group.workers if group else [])
+        for worker in workers
     }
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a new request would be served, and if not, why.
 
-One object of an instance's main process, which any part may close and open again. The
+One object of an instance's main process, which any part may close for good. The
 instance is ready while no cause holds it closed. Two things are none. That SGLang is
 still starting: its own ``/health`` says so, and its first request must be let in. And
 that dead workers are being replaced: requests are let in and wait, as those under way
@@ -14,7 +14,7 @@ from enum import Enum
 
 
 class Cause(Enum):
-    """Who holds an instance closed; each one opens only what it closed itself."""
+    """Who holds an instance closed."""
 
     DRAINING = "draining"
 
@@ -35,13 +35,9 @@ class Readiness:
         """Let no new request in. ``why``: one line, for the client that is refused."""
         self._closed[cause] = why
 
-    def open(self, cause: Cause) -> None:
-        """This cause is over; others may still hold the instance closed."""
-        self._closed.pop(cause, None)
-
     @property
     def why_not(self) -> str | None:
-        """The line of the first cause that still holds, None while ready."""
+        """The line of the first cause, None while ready."""
         return next(iter(self._closed.copy().values()), None)
 
     def as_status(self) -> dict[str, object]:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import zmq
 import zmq.asyncio
 from sglang.semi_pd.server import rehearsal
@@ -107,12 +108,12 @@ class RequestRouter:
     def send(self, message: Any) -> None:
         """Send to whom it concerns."""
         for socket in self._targets(message):
-            sock_send(socket, message)
+            sock_send(socket, self._as_for(socket, message))
 
     async def send_async(self, message: Any) -> None:
         """As ``send``."""
         for socket in self._targets(message):
-            await async_sock_send(socket, message)
+            await async_sock_send(socket, self._as_for(socket, message))
 
     # A new pair takes over
 
@@ -211,6 +212,18 @@ class RequestRouter:
     def _socket(self, role: InstanceRole, generation: int) -> Any:
         address = input_address(self._run_directory, role, generation)
         return get_zmq_socket(self._context, zmq.PUSH, address, True)
+
+    def _as_for(self, socket: Any, message: Any) -> Any:
+        """Each role's profile has a name of its own: one would overwrite the other.
+
+        Not by the prefix of its name: SGLang merges only files that begin with the id.
+        """
+        if not isinstance(message, ProfileReq) or message.profile_id is None:
+            return message
+        is_decode = socket is self._pair.decode
+        role = InstanceRole.DECODE if is_decode else InstanceRole.PREFILL
+        named = f"{message.profile_id}-{role.value}"
+        return msgspec.structs.replace(message, profile_id=named)
 
     def _targets(self, message: Any) -> list[Any]:
         if rehearsal.is_ours(message) and self._prepared:

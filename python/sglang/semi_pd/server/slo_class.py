@@ -39,14 +39,19 @@ def note(obj: Any, http_request: Any) -> None:
         http_request: what came over HTTP, None from Python.
 
     Raises:
-        ValueError: there is no such class.
+        ValueError: there is no such class, or the custom parameters are no object: a
+            worker could not read them.
     """
     params = getattr(obj, "sampling_params", None)
     header = http_request.headers.get(HEADER) if http_request is not None else None
     for one in params if isinstance(params, list) else [params]:
         if not isinstance(one, dict):
             continue
-        custom = one.get("custom_params") or {}
+        custom = one.get("custom_params")
+        if custom is None:
+            custom = {}
+        if not isinstance(custom, dict):
+            raise ValueError("custom_params is refused: it must be an object")
         if header is not None:
             one["custom_params"] = {**custom, FIELD: read(header).value}
         elif FIELD in custom:

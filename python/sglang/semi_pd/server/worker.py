@@ -15,7 +15,6 @@ from typing import Any
 
 from sglang.semi_pd.errors import WorkerStartError
 from sglang.semi_pd.launch import start_progress
-from sglang.semi_pd.sm_allocation import SMAllocation
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers.worker_spec import WorkerSpec
 
@@ -95,7 +94,6 @@ class WorkerPair:
     """Prefill and decode of one generation: a process of each for every rank."""
 
     generation: int
-    allocation: SMAllocation
     workers: tuple[Worker, ...]
 
     @property

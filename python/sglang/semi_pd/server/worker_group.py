@@ -19,7 +19,6 @@ from sglang.semi_pd.errors import ConfigError, WorkerStartError
 from sglang.semi_pd.launch import ports
 from sglang.semi_pd.server import fork_server
 from sglang.semi_pd.server.worker import Worker, WorkerPair, wait_ready
-from sglang.semi_pd.sm_allocation import UNPARTITIONED
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers import worker_process
 from sglang.semi_pd.workers.worker_spec import WorkerSpec, input_address
@@ -72,7 +71,7 @@ class WorkerGroup:
         self.partition = partition
         self._generations = 0
         self.residents: tuple[Worker, ...] = ()
-        self.pair = WorkerPair(0, UNPARTITIONED, ())
+        self.pair = WorkerPair(0, ())
         self.standby: WorkerPair | None = None
         self.detokenizer: BaseProcess | None = None
 
@@ -98,13 +97,13 @@ class WorkerGroup:
                     role, allocation, generation, is_standby=is_standby
                 )
         except (OSError, ConfigError) as error:
-            WorkerPair(generation, allocation, tuple(workers)).kill()
+            WorkerPair(generation, tuple(workers)).kill()
             raise WorkerStartError(
                 "A worker cannot be started",
                 why=str(error),
                 mend="see the limits of processes, open files and ports of this host",
             ) from error
-        return WorkerPair(generation, allocation, tuple(workers))
+        return WorkerPair(generation, tuple(workers))
 
     def wait_ready(self) -> dict[InstanceRole, dict[str, Any]]:
         """Block until every process is ready; returns what rank 0 of each role said.
@@ -118,12 +117,16 @@ class WorkerGroup:
     def workers(self) -> list[Worker]:
         """All processes, residents first."""
         standby = self.standby.workers if self.standby else ()
-        return [*self.residents, *self.pair.workers, *standby]
+        return [*self.serving, *standby]
+
+    @property
+    def serving(self) -> list[Worker]:
+        """All processes but those of a standby."""
+        return [*self.residents, *self.pair.workers]
 
     def of_role(self, role: InstanceRole) -> list[Worker]:
         """The processes of one role that serve, by rank."""
-        serving = [*self.residents, *self.pair.workers]
-        return [worker for worker in serving if worker.spec.role is role]
+        return [worker for worker in self.serving if worker.spec.role is role]
 
     def stop(self) -> None:
         """End every process; when it returns, all have been joined."""

@@ -143,7 +143,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Recover:
-    """To a prefill worker, before all else: take over what dead workers left.
+    """To a prefill worker, before any request: take over what dead workers left.
 
     Attributes:
         generations: of pairs that are gone, or never were.
