@@ -23,6 +23,7 @@ from sglang.semi_pd.workers.borrowing_cache import (
     Borrowed,
     BorrowingCache,
 )
+from sglang.semi_pd.workers.continuation import count_reasoning
 from sglang.semi_pd.workers.decode_room import DecodeRoom, put_all_aside
 from sglang.semi_pd.workers.decode_succession import DecodeSuccession
 from sglang.semi_pd.workers.handover import adopt, flush, socket_of
@@ -127,6 +128,7 @@ class DecodeScheduler(DecodeSuccession):
             # by which its KV is known.
             req.origin_input_ids = handover.request.input_ids
         adopt(req, handover, row)
+        count_reasoning(req, self.model_config.think_end_ids)
         req.semi_pd_borrowed = Borrowed(handover.loan, handover.is_settled)
         req.semi_pd_adoption = handover, time.monotonic()
         return True
