@@ -95,7 +95,7 @@ def adopted(output_ids: list[int], think_end: list[int] | None, thinks: bool) ->
     there.output_ids.extend(output_ids)
     handover = handover_of(there, Loan(0, 1, 0), is_settled=False)
     worker: Any = SimpleNamespace(
-        _handovers={"r": handover},
+        _unbuilt={"r": handover},
         row_of=lambda _: 0,
         model_config=SimpleNamespace(think_end_ids=think_end),
     )
@@ -105,7 +105,7 @@ def adopted(output_ids: list[int], think_end: list[int] | None, thinks: bool) ->
 
 @pytest.mark.parametrize("name", THOUGHTS)
 def test_thoughts_are_counted_as_in_one_scheduler(name: str) -> None:
-    """However many of the tokens this worker was handed; from a dead one all of them."""
+    """However many of the tokens come from another worker."""
     think_end, tokens = THOUGHTS[name]
     undivided = thinking_req(thinks=True)
     for token in tokens:

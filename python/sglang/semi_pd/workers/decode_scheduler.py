@@ -102,7 +102,7 @@ class DecodeScheduler(DecodeSuccession):
         if handover.request is None:
             self.complete(self.announced, handover)
         else:
-            self._handovers[handover.request_id] = handover
+            self._unbuilt[handover.request_id] = handover
             self.build(handover.request)
 
     def announce(self, message: Announced) -> None:
@@ -117,7 +117,7 @@ class DecodeScheduler(DecodeSuccession):
     def adopt(self, req: Req) -> bool:
         """Let ``req`` have what its handover brought; False if it still runs in the
         predecessor."""
-        handover = self._handovers.pop(req.rid, None)
+        handover = self._unbuilt.pop(req.rid, None)
         if handover is None:
             self.announced.keep(req)
             self._acquaintances.keep(req)
