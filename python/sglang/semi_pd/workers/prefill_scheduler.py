@@ -112,8 +112,22 @@ class PrefillScheduler(PrefillSuccession):
         req: Req,
         is_retracted: bool = False,  # noqa: FBT001 - upstream's signature
     ) -> None:
-        self._arrivals.complete(req)
-        super()._add_request_to_queue(req, is_retracted)
+        is_resumed = self._arrivals.complete(req)
+        if is_resumed or not self._is_one_too_many(req):
+            super()._add_request_to_queue(req, is_retracted)
+
+    def _is_one_too_many(self, req: Req) -> bool:
+        """Whether ``req`` was turned away by ``--max-queued-requests``.
+
+        Upstream asks only where it serves alone. What another worker had is not asked
+        for here: it was let in before.
+        """
+        ready = self.disagg_prefill_bootstrap_queue.pop_bootstrapped()
+        self.waiting_queue.extend(ready)  # where upstream counts
+        if not self._set_or_validate_priority(req):
+            return True
+        refused: bool = self._abort_on_queued_limit(req)
+        return refused
 
     def get_next_disagg_prefill_batch_to_run(
         self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None
