@@ -27,6 +27,7 @@ from sglang.semi_pd.workers.ready_queue import ReadyQueue
 from sglang.semi_pd.workers.worker_scheduler import BATCH
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, NextBatchPlan, Req
+from sglang.srt.managers.scheduler_components.flush_wrapper import SchedulerFlushWrapper
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.utils import TypeBasedDispatcher
 
@@ -92,6 +93,15 @@ class PrefillScheduler(PrefillSuccession):
         inquirer: SchedulerLoadInquirer = self.load_inquirer
         self.load_inquirer: SchedulerLoadInquirer = dataclasses.replace(
             inquirer, get_running_batch=self._being_computed
+        )
+
+    def init_running_status(self) -> None:
+        super().init_running_status()
+        # A flush that may wait, waits for both workers.
+        self.flush_wrapper = SchedulerFlushWrapper(
+            flush_cache=self.flush_cache,
+            is_fully_idle=self._are_both_idle,
+            ipc_channels=self.ipc_channels,
         )
 
     def _being_computed(self) -> SimpleNamespace:
@@ -247,14 +257,25 @@ class PrefillScheduler(PrefillSuccession):
         return np.concatenate((held, prefix_tree.cached_pages(self.tree_cache)))
 
     def flush_cache(self, empty_cache: bool = True) -> bool:  # noqa: FBT001
-        # Idle means both workers: a request that decode runs still has its row.
-        self.return_unused()
-        if self._lender.loans or any(self.memory.table.usage().rows_by_slot.values()):
-            logger.warning("Cache not flushed: requests are still being decoded")
+        if not self._are_both_idle():
+            logger.warning("Cache not flushed: requests are still being served")
             return False
-        if self._lender.lends and self.is_fully_idle():
+        if self._lender.lends:
             self._room.evict(self.memory.table.layout.num_pages, self.chunked_req)
         return super().flush_cache(empty_cache)
+
+    def _are_both_idle(self) -> bool:
+        """Whether nothing runs here, nor in decode, where each request has a row.
+
+        With several ranks only what is the same on all of them counts, or one would
+        flush alone: the rows of each change their owner at an instant of their own.
+        """
+        if self._lender.loans or not self.is_fully_idle():
+            return False
+        if self.ps.tp_size > 1:
+            return True
+        self.return_unused()
+        return not any(self.memory.table.usage().rows_by_slot.values())
 
     def _conclude(self, req: Req) -> None:
         if req.to_finish is not None:
