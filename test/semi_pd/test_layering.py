@@ -13,6 +13,7 @@ once a Semi-PD flag is on.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,3 +152,13 @@ def test_every_module_names_its_licence_and_purpose(module: str) -> None:
 def test_every_module_is_short(module: str) -> None:
     lines = MODULES[module].read_text(encoding="utf-8").splitlines()
     assert len(lines) <= MOST_LINES
+
+
+def test_what_is_noted_on_requests_is_listed_in_one_place() -> None:
+    listed = ast.get_docstring(parse(MODULES["workers.__init__"]))
+    assert listed is not None
+    sources = (path.read_text(encoding="utf-8") for path in MODULES.values())
+    used = {
+        name for text in sources for name in re.findall(r"\breq\.(semi_pd_\w+)", text)
+    }
+    assert used == set(re.findall(r"^``(semi_pd_\w+)``", listed, re.MULTILINE))

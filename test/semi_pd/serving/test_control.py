@@ -19,6 +19,8 @@ pytestmark = pytest.mark.server
 
 LONG = 1500
 """Tokens that no host has generated in half a second."""
+AT_ONCE_S = 5.0
+"""More than the last tokens take on their way through a busy host."""
 
 
 def test_flush_cache(plain: Server, semi_pd: Server) -> None:
@@ -67,6 +69,27 @@ def test_a_profile_has_a_trace_of_each_role(semi_pd: Server, tmp_path: Path) -> 
 
     # The answer is prefill's: decode may still be writing.
     assert process_table.wait_until(written, 60) is not None, list(tmp_path.iterdir())
+
+
+def test_flush_cache_waits_for_what_runs(plain: Server, semi_pd: Server) -> None:
+    """As in plain SGLang, with a timeout; it takes nothing from the stream."""
+
+    async def run(url: str) -> tuple[client.Stream, int]:
+        async with client.session() as http:
+            body = endless(prompt(100, seed=6), LONG)
+            running = asyncio.create_task(client.stream(http, url, body))
+            await asyncio.sleep(0.5)
+            assert not running.done()
+            async with http.post(f"{url}/flush_cache?timeout=60") as reply:
+                status = reply.status
+            return await asyncio.wait_for(running, AT_ONCE_S), status
+
+    answers = []
+    for server in (plain, semi_pd):
+        stream, status = asyncio.run(run(server.url))
+        answers.append(stream.last["output_ids"])
+        assert status == 200, server.name
+    assert answers[0] == answers[1] and len(answers[0]) == LONG
 
 
 def test_pause_and_continue(semi_pd: Server) -> None:

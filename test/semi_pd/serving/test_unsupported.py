@@ -32,6 +32,18 @@ UNSUPPORTED: dict[str, tuple[str, Body]] = {
             "sampling_params": {"max_new_tokens": 1},
         },
     ),
+    "sampling mask": (
+        "/generate",
+        {
+            "text": "a",
+            "return_sampling_mask": True,
+            "sampling_params": {"max_new_tokens": 1, "top_k": 5},
+        },
+    ),
+    "input embeddings": (
+        "/generate",
+        {"input_embeds": [[0.5] * 64], "sampling_params": {"max_new_tokens": 1}},
+    ),
     "embeddings": ("/v1/embeddings", {"model": "tiny", "input": "a"}),
     "encode": ("/encode", {"text": "a"}),
     "classify": ("/classify", {"text": "a"}),

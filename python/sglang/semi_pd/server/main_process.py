@@ -197,10 +197,11 @@ class MainProcessHooks:
         *arguments: Any,
         **options: Any,
     ) -> Any:
-        """Note whether the request is interactive or batch."""
+        """Refuse what is not served; note whether it is interactive or batch."""
         if self.coordinator is not None:
-            from sglang.semi_pd.server import slo_class
+            from sglang.semi_pd.server import refused_fields, slo_class
 
+            refused_fields.check(obj)
             slo_class.note(obj, request)
         return original(manager, obj, request, *arguments, **options)
 

@@ -43,10 +43,12 @@ class Arrivals:
         self._as_sent[request.rid] = copy.copy(request)
         request.sampling_params = copy.copy(request.sampling_params)
 
-    def complete(self, req: Req) -> None:
-        """Give the request just built what it came with."""
+    def complete(self, req: Req) -> bool:
+        """Give the request just built what it came with; whether it is resumed."""
+        is_resumed = req.rid in self._output_ids
         req.semi_pd_request = self._as_sent.pop(req.rid, None)
         output_ids = self._output_ids.pop(req.rid, [])
         continue_from(req, output_ids, sent_tokens=len(output_ids))
         pad_logprobs(req)
         accept_by_grammar(req, output_ids)
+        return is_resumed

@@ -2,8 +2,9 @@
 """A request goes on in another worker as if it had never left the first.
 
 What SGLang builds from the client's words is a request that begins. This brings it to
-where the other worker left it: tokens, what the client has been sent, the state of its
-grammar. What penalties have counted belongs to a batch: see ``penalties``.
+where the other worker left it: tokens, which of them were thoughts, what the client has
+been sent, the state of its grammar. What penalties have counted belongs to a batch: see
+``penalties``.
 """
 
 from __future__ import annotations
@@ -49,6 +50,19 @@ def pad_logprobs(req: Req) -> None:
         values = getattr(logprob, name)
         if values is not None:  # asked for
             values.extend([NOT_SENT_AGAIN] * len(req.output_ids))
+
+
+def count_reasoning(req: Req, think_end_ids: list[int] | None) -> None:
+    """Count how many of a request's tokens were thoughts, as one scheduler does.
+
+    SGLang counts a token when it takes the result of its step; of tokens that came from
+    elsewhere, the first one among them, it takes none.
+
+    Args:
+        think_end_ids: the tokens that end the thoughts; None without a parser for them.
+    """
+    if req.require_reasoning and think_end_ids:
+        req.update_reasoning_tokens(list(req.output_ids), think_end_ids)
 
 
 def accept_by_grammar(req: Req, tokens: list[int]) -> None:

@@ -23,6 +23,7 @@ from sglang.semi_pd.workers.borrowing_cache import (
     Borrowed,
     BorrowingCache,
 )
+from sglang.semi_pd.workers.continuation import count_reasoning
 from sglang.semi_pd.workers.decode_room import DecodeRoom, put_all_aside
 from sglang.semi_pd.workers.decode_succession import DecodeSuccession
 from sglang.semi_pd.workers.handover import adopt, flush, socket_of
@@ -101,7 +102,7 @@ class DecodeScheduler(DecodeSuccession):
         if handover.request is None:
             self.complete(self.announced, handover)
         else:
-            self._handovers[handover.request_id] = handover
+            self._unbuilt[handover.request_id] = handover
             self.build(handover.request)
 
     def announce(self, message: Announced) -> None:
@@ -116,7 +117,7 @@ class DecodeScheduler(DecodeSuccession):
     def adopt(self, req: Req) -> bool:
         """Let ``req`` have what its handover brought; False if it still runs in the
         predecessor."""
-        handover = self._handovers.pop(req.rid, None)
+        handover = self._unbuilt.pop(req.rid, None)
         if handover is None:
             self.announced.keep(req)
             self._acquaintances.keep(req)
@@ -127,6 +128,7 @@ class DecodeScheduler(DecodeSuccession):
             # by which its KV is known.
             req.origin_input_ids = handover.request.input_ids
         adopt(req, handover, row)
+        count_reasoning(req, self.model_config.think_end_ids)
         req.semi_pd_borrowed = Borrowed(handover.loan, handover.is_settled)
         req.semi_pd_adoption = handover, time.monotonic()
         return True

@@ -14,7 +14,7 @@ from sglang.semi_pd.utils import InstanceRole, row_label
 from sglang.semi_pd.workers.early_adoption import EarlyAdoption
 from sglang.semi_pd.workers.handover import find_row, flush, handover_of, socket_of
 from sglang.semi_pd.workers.introduction import Acquaintances, Introductions
-from sglang.semi_pd.workers.messages import Announced, Handover, NotComing
+from sglang.semi_pd.workers.messages import Handover
 from sglang.semi_pd.workers.succession_messages import (
     HasLeft,
     Introduce,
@@ -38,12 +38,12 @@ class DecodeSuccession(EarlyAdoption):
     """Both ends of a switch, of the decode scheduler."""
 
     _to_lender: zmq.Socket | None
-    _handovers: dict[str, Handover]
+    _unbuilt: dict[str, Handover]
     """Of requests that are not built yet, by their ids."""
 
     def init_ipc_channels(self, port_args: object) -> None:
         super().init_ipc_channels(port_args)
-        self._handovers = {}
+        self._unbuilt = {}
         self._rows: dict[int, int] = {}  # by label: what was taken over at once
         self._acquaintances = Acquaintances()
         self._introductions: Introductions | None = None
@@ -56,12 +56,8 @@ class DecodeSuccession(EarlyAdoption):
         super().init_request_dispatcher()
         self._request_dispatcher += TypeBasedDispatcher(
             [
-                (Announced, self.announce),
-                (NotComing, lambda message: self.announced.drop(message.request_id)),
-                (Handover, self.receive),
                 (Introduce, self.introduce),
                 (Introduced, self.meet),
-                (PassedOn, self.take_over),
                 (LastHandover, self._has_last_handover),
                 (HasLeft, self._predecessor_has_left),
             ]
@@ -102,7 +98,7 @@ class DecodeSuccession(EarlyAdoption):
         """Every request goes on in the next decode worker, but for those put aside."""
         going = [req for req in self._mine() if not req.finished()]
         handovers = [_passed_on(req) for req in going]
-        handovers += self._handovers.values()  # their grammars are being compiled
+        handovers += self._unbuilt.values()  # their grammars are being compiled
         self.return_unused()
         table = self.memory.table
         heir = table.slot_of(InstanceRole.DECODE, successor)
@@ -169,7 +165,7 @@ class DecodeSuccession(EarlyAdoption):
     def complete(self, acquaintances: Acquaintances, handover: Handover) -> None:
         """A request that was built before it changed hands is adopted."""
         known, req = acquaintances.complete(handover)
-        self._handovers[handover.request_id] = known
+        self._unbuilt[handover.request_id] = known
         if req is not None:
             self.disagg_decode_prealloc_queue.add(req)
 

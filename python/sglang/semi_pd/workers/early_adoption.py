@@ -12,6 +12,7 @@ The first token of a request does not leave when it is adopted, nor when it join
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -21,6 +22,7 @@ from sglang.semi_pd.workers.messages import Announced, Handover, NotComing
 from sglang.semi_pd.workers.succession_messages import PassedOn
 from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
 from sglang.srt.managers.io_struct import sock_recv
+from sglang.utils import TypeBasedDispatcher
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -36,12 +38,24 @@ class EarlyAdoption(WorkerScheduler):
     handover_times: HandoverTimes
     announced: Acquaintances
     _postponed: list[Any]
+    _early: dict[type, Callable[[Any], None]]
+    """What is done with each kind of message that need not wait for its place."""
 
     def init_ipc_channels(self, port_args: Any) -> None:
         super().init_ipc_channels(port_args)
         self._postponed = []
         self.handover_times = HandoverTimes()
         self.announced = Acquaintances()
+
+    def init_request_dispatcher(self) -> None:
+        super().init_request_dispatcher()
+        self._early = {
+            Announced: self.announce,
+            NotComing: lambda message: self.announced.drop(message.request_id),
+            Handover: self.receive,
+            PassedOn: self.take_over,
+        }
+        self._request_dispatcher += TypeBasedDispatcher(list(self._early.items()))
 
     def receive(self, handover: Handover) -> None:
         """Adopt a request; of the decode scheduler."""
@@ -74,15 +88,8 @@ class EarlyAdoption(WorkerScheduler):
                 message = sock_recv(self.recv_from_tokenizer, zmq.NOBLOCK)
             except zmq.Again:
                 return
-            if self._postponed:
+            take = self._early.get(type(message))
+            if take is None or self._postponed:
                 self._postponed.append(message)
-            elif isinstance(message, Announced):
-                self.announce(message)
-            elif isinstance(message, NotComing):
-                self.announced.drop(message.request_id)
-            elif isinstance(message, Handover):
-                self.receive(message)
-            elif isinstance(message, PassedOn):
-                self.take_over(message)
             else:
-                self._postponed.append(message)
+                take(message)

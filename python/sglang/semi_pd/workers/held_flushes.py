@@ -2,7 +2,8 @@
 """A flush of the cache waits for requests that have just ended.
 
 Their clients have the last token; their pages are still on the way back from decode,
-at the latest when its running forward ends. Upstream would refuse the flush.
+at the latest when its running forward ends. Upstream would refuse the flush. One that
+comes with a timeout waits by itself, as long as that says.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ class HeldFlushes:
         Args:
             is_lent: whether decode has something that it has not given back.
         """
-        flushes = [one for one in messages if isinstance(one, FlushCacheReqInput)]
+        flushes = [
+            one
+            for one in messages
+            if isinstance(one, FlushCacheReqInput) and not one.timeout_s
+        ]
         if flushes and is_lent:
             self._held += flushes
             self._patience = PATIENCE

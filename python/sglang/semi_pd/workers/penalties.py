@@ -85,9 +85,12 @@ def _counted(
     penalties = BatchedPenalizerOrchestrator(
         like.vocab_size, alone, set(like.penalizers)
     )
+    if not penalties.is_required:  # its neighbours need them
+        return penalties
     history = [req.origin_input_ids[-1], *req.output_ids]
-    for token in history[: len(req.output_ids) - newest_left_out]:
-        penalties.cumulate_output_tokens(
-            torch.tensor([token], dtype=torch.int64, device=like.device)
-        )
+    counted = history[: len(req.output_ids) - newest_left_out]
+    # In one copy to the device, for every stream waits for it.
+    on_device = torch.tensor(counted, dtype=torch.int64, device=like.device)
+    for token in on_device.split(1):
+        penalties.cumulate_output_tokens(token)
     return penalties

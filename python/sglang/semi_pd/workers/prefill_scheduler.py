@@ -27,6 +27,7 @@ from sglang.semi_pd.workers.ready_queue import ReadyQueue
 from sglang.semi_pd.workers.worker_scheduler import BATCH
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, NextBatchPlan, Req
+from sglang.srt.managers.scheduler_components.flush_wrapper import SchedulerFlushWrapper
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.utils import TypeBasedDispatcher
 
@@ -94,6 +95,15 @@ class PrefillScheduler(PrefillSuccession):
             inquirer, get_running_batch=self._being_computed
         )
 
+    def init_running_status(self) -> None:
+        super().init_running_status()
+        # A flush that may wait, waits for both workers.
+        self.flush_wrapper = SchedulerFlushWrapper(
+            flush_cache=self.flush_cache,
+            is_fully_idle=self._are_both_idle,
+            ipc_channels=self.ipc_channels,
+        )
+
     def _being_computed(self) -> SimpleNamespace:
         """Requests in the batches that are launched and not concluded."""
         batches = [self.cur_batch_for_debug]
@@ -112,8 +122,22 @@ class PrefillScheduler(PrefillSuccession):
         req: Req,
         is_retracted: bool = False,  # noqa: FBT001 - upstream's signature
     ) -> None:
-        self._arrivals.complete(req)
-        super()._add_request_to_queue(req, is_retracted)
+        is_resumed = self._arrivals.complete(req)
+        if is_resumed or not self._is_one_too_many(req):
+            super()._add_request_to_queue(req, is_retracted)
+
+    def _is_one_too_many(self, req: Req) -> bool:
+        """Whether ``req`` was turned away by ``--max-queued-requests``.
+
+        Upstream asks only where it serves alone. What another worker had is not asked
+        for here: it was let in before.
+        """
+        ready = self.disagg_prefill_bootstrap_queue.pop_bootstrapped()
+        self.waiting_queue.extend(ready)  # where upstream counts
+        if not self._set_or_validate_priority(req):
+            return True
+        refused: bool = self._abort_on_queued_limit(req)
+        return refused
 
     def get_next_disagg_prefill_batch_to_run(
         self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None
@@ -233,14 +257,25 @@ class PrefillScheduler(PrefillSuccession):
         return np.concatenate((held, prefix_tree.cached_pages(self.tree_cache)))
 
     def flush_cache(self, empty_cache: bool = True) -> bool:  # noqa: FBT001
-        # Idle means both workers: a request that decode runs still has its row.
-        self.return_unused()
-        if self._lender.loans or any(self.memory.table.usage().rows_by_slot.values()):
-            logger.warning("Cache not flushed: requests are still being decoded")
+        if not self._are_both_idle():
+            logger.warning("Cache not flushed: requests are still being served")
             return False
-        if self._lender.lends and self.is_fully_idle():
+        if self._lender.lends:
             self._room.evict(self.memory.table.layout.num_pages, self.chunked_req)
         return super().flush_cache(empty_cache)
+
+    def _are_both_idle(self) -> bool:
+        """Whether nothing runs here, nor in decode, where each request has a row.
+
+        With several ranks only what is the same on all of them counts, or one would
+        flush alone: the rows of each change their owner at an instant of their own.
+        """
+        if self._lender.loans or not self.is_fully_idle():
+            return False
+        if self.ps.tp_size > 1:
+            return True
+        self.return_unused()
+        return not any(self.memory.table.usage().rows_by_slot.values())
 
     def _conclude(self, req: Req) -> None:
         if req.to_finish is not None:

@@ -15,14 +15,12 @@ from sglang.semi_pd.launch.start_progress import Failure, Phase
 from sglang.semi_pd.partition.cpu_share import take_cores
 from sglang.semi_pd.utils import InstanceRole
 from sglang.semi_pd.workers import numerics_gate, standstill
+from sglang.semi_pd.workers.worker_spec import EXIT_FAILED, WorkerSpec
 
 if TYPE_CHECKING:
     from sglang.semi_pd.workers.green_forward import GreenForward
     from sglang.semi_pd.workers.stream_priority import ServingStream
     from sglang.semi_pd.workers.worker_scheduler import WorkerScheduler
-    from sglang.semi_pd.workers.worker_spec import WorkerSpec
-
-EXIT_FAILED = 1
 
 
 def run(spec: WorkerSpec, ready: Connection) -> None:

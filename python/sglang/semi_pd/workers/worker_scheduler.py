@@ -13,11 +13,13 @@ import setproctitle
 import torch
 from sglang.semi_pd import long_lived
 from sglang.semi_pd.partition.cpu_share import take_cores
+from sglang.semi_pd.workers.handover import flush
 from sglang.semi_pd.workers.heartbeat import Heartbeat
 from sglang.semi_pd.workers.idle_audit import IdleAudit
 from sglang.semi_pd.workers.messages import TakeCores, TakeSMs
 from sglang.semi_pd.workers.ranks import Ranks
 from sglang.semi_pd.workers.succession_messages import HasLeft, Leave
+from sglang.semi_pd.workers.worker_spec import EXIT_FAILED, WorkerSpec
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.utils import TypeBasedDispatcher
 
@@ -27,15 +29,11 @@ if TYPE_CHECKING:
     from sglang.semi_pd.workers.resident_memory import ResidentMemory
     from sglang.semi_pd.workers.share_watch import ShareWatch
     from sglang.semi_pd.workers.stream_priority import ServingStream
-    from sglang.semi_pd.workers.worker_spec import WorkerSpec
     from sglang.srt.managers.schedule_batch import ScheduleBatch
 
 logger = logging.getLogger(__name__)
 
 BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
-
-LINGER_MS = 10_000
-EXIT_FAILED = 1
 
 
 class WorkerScheduler(Scheduler):
@@ -172,8 +170,7 @@ class WorkerScheduler(Scheduler):
         outputs = self.ipc_channels.send_to_detokenizer
         outputs.send_output(HasLeft(self.spec.role, self.spec.generation, unfinished))
         if outputs.socket is not None:
-            # A child process ends without waiting for what is still to be sent.
-            outputs.socket.context.destroy(linger=LINGER_MS)
+            flush(outputs.socket)
         raise SystemExit(0)
 
     def _finish_iteration(self) -> None:

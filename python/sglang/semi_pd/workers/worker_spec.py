@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from sglang.semi_pd.sm_allocation import SMAllocation
     from sglang.srt.server_args import PortArgs, ServerArgs
 
+EXIT_FAILED = 1
+"""Exit code of a process that was not asked to end."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
