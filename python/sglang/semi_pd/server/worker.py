@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -15,7 +17,7 @@ from typing import Any
 from sglang.semi_pd.errors import WorkerStartError
 from sglang.semi_pd.launch import start_progress
 from sglang.semi_pd.sm_allocation import SMAllocation
-from sglang.semi_pd.utils import InstanceRole
+from sglang.semi_pd.utils import END_SIGNAL, InstanceRole
 from sglang.semi_pd.workers.worker_spec import WorkerSpec
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,11 @@ class Worker:
         if isinstance(said, start_progress.Failure):
             raise said.as_error(self.spec.title)
         return said
+
+    def tell_to_end(self) -> None:
+        """It ends once it has nothing to do."""
+        with suppress(ProcessLookupError):  # it has just ended
+            signal.pidfd_send_signal(self.pidfd, END_SIGNAL)
 
     def close(self) -> None:
         """Let go of an ended process."""

@@ -130,7 +130,7 @@ class WorkerGroup:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         workers = [worker for worker in self.workers if not worker.is_closed]
         for worker in workers:
-            worker.process.terminate()
+            worker.tell_to_end()
         for worker in workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
             if worker.process.is_alive():
