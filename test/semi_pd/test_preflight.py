@@ -161,6 +161,7 @@ def test_port_in_use_names_its_holder_and_a_free_one(
         ("SGLANG_PLATFORM", "other"),
         ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
         ("SGLANG_RUST_SERVER", "1"),
+        ("SGLANG_USE_PICKLE_IPC", "No"),
     ],
 )
 def test_environment(model: str, variable: str, value: str) -> None:
