@@ -8,7 +8,6 @@ and decode in its place. Without a Semi-PD flag every hook calls the original.
 from __future__ import annotations
 
 import atexit
-import sys
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -17,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi import HTTPException
 from sglang.semi_pd.launch import start_progress, starting
 from sglang.semi_pd.launch.refusal import exit_without_traceback
-from sglang.semi_pd.server import fork_server, run_directory, token_range
+from sglang.semi_pd.server import (
+    fork_server,
+    offline_engine,
+    run_directory,
+    token_range,
+)
 from sglang.semi_pd.server.drain import Drain
 from sglang.semi_pd.utils import InstanceRole
 
@@ -78,13 +82,12 @@ class MainProcessHooks:
             start_progress.end()
             return original(engine, server_args, port_args, run_scheduler_process_func)
         if not server_args.divides():
-            from sglang.semi_pd.server.unified_memory_server import UnifiedMemoryServer
-            from sglang.semi_pd.workers import unified_scheduler
+            from sglang.semi_pd.server import unified_memory_server
 
-            entry = unified_scheduler.run_scheduler_process
-            result, processes = original(engine, server_args, port_args, entry)
-            UnifiedMemoryServer().watch(result)
-            return result, processes
+            return unified_memory_server.launch(
+                partial(original, engine, server_args, port_args)
+            )
+        offline_engine.refuse()
         from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
         from sglang.semi_pd.server.instance_load import InstanceLoadReader
         from sglang.srt.entrypoints.engine import SchedulerInitResult
@@ -266,9 +269,6 @@ class MainProcessHooks:
             await self._drain.run(manager)
 
     def _extend_http_server(self, coordinator: SemiPDCoordinator) -> None:
-        """Only where SGLang serves HTTP: an offline engine has not imported it."""
-        if "sglang.srt.entrypoints.http_server" not in sys.modules:
-            return
         from sglang.semi_pd.server.http_server import HTTPServerHooks
 
         assert self._loads is not None, "made by launch_schedulers"
