@@ -82,7 +82,6 @@ class SemiPDCoordinator:
             fork_server.start()
         self.server_args = resolve(server_args)
         self.config = SemiPDConfig.from_server_args(self.server_args)
-        self.run_directory = run_directory.create()
         self.rotation = ProcessRotationManager(
             SplitBeforeStart(can_move=self.config.partition_backend != "none"),
             SMAllocation(self.config.prefill_percent, self.config.decode_percent),
@@ -99,6 +98,7 @@ class SemiPDCoordinator:
         self.realised: RealisedShare | None = None
         self._server: ServerThread | None = None
         self.is_running = False
+        self.run_directory = run_directory.create()  # last: nothing after it may fail
 
     # From Python
 

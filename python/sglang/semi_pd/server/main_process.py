@@ -7,7 +7,6 @@ and decode in its place. Without a Semi-PD flag every hook calls the original.
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -89,37 +88,22 @@ class MainProcessHooks:
             )
         offline_engine.refuse()
         from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
+        from sglang.semi_pd.server import instance_launch
         from sglang.semi_pd.server.instance_load import InstanceLoadReader
-        from sglang.srt.entrypoints.engine import SchedulerInitResult
 
-        coordinator = self.coordinator or SemiPDCoordinator(server_args)
+        failing = partial(
+            exit_without_traceback,
+            end=self._end_processes,
+            shows_it=server_args.log_level == "debug",
+        )
+        with failing():
+            coordinator = self.coordinator or SemiPDCoordinator(server_args)
         self.coordinator = coordinator
         run_directory.adopt_sockets(coordinator.run_directory, port_args)
         self._loads = InstanceLoadReader(coordinator.load_snapshot_path)
         coordinator.loads = self._loads
         self._extend_http_server(coordinator)
-        start_progress.enter("starting resident, prefill and decode")
-        starting.on_end(coordinator.end_processes)
-        atexit.register(coordinator.end_processes)  # if SGLang's own start fails
-        failing = partial(
-            exit_without_traceback,
-            end=coordinator.end_processes,
-            shows_it=server_args.log_level == "debug",
-        )
-        with failing():
-            group = coordinator.start_processes(port_args)
-        infos: list[dict[str, Any]] = []
-
-        def wait_for_ready() -> None:
-            with failing():
-                said = coordinator.wait_ready()
-            infos.append(said[InstanceRole.DECODE])
-
-        result = SchedulerInitResult(
-            scheduler_infos=infos,
-            all_child_pids=[worker.pid for worker in group.workers],
-            wait_for_ready=wait_for_ready,
-        )
+        result = instance_launch.launch(coordinator, port_args, failing)
         return result, []  # upstream would end the server when a worker dies
 
     def launch_detokenizer(
@@ -276,6 +260,10 @@ class MainProcessHooks:
         HTTPServerHooks(coordinator, self._drain, on_end=self._forget).install(
             silence=self._loads.silence
         )
+
+    def _end_processes(self) -> None:
+        if self.coordinator is not None:
+            self.coordinator.end_processes()
 
     def _forget(self) -> None:
         self.coordinator = self._drain = None
