@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 from workload import SERVER_ENVIRONMENT
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("needs_semi_pd")]
@@ -54,4 +56,57 @@ def test_the_offline_engine_is_refused(tiny_model: Path, tmp_path: Path) -> None
     assert [line for line in said if line.startswith(("error:", "children:"))] == [
         *(refused, "children: 0"),
         *(refused, "children: 0"),
+    ]
+
+
+def test_a_coordinator_that_cannot_start(tiny_model: Path, tmp_path: Path) -> None:
+    """It raises with nothing left: made with bad flags, started with a tokenizer that
+    the main process alone needs so early, started as the second one."""
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    (broken / "tokenizer.json").write_text("{}")
+    said = run(
+        """
+        from multiprocessing import forkserver
+        from pathlib import Path
+
+        import psutil
+        from sglang.semi_pd.errors import SemiPDError
+        from sglang.semi_pd.semi_pd_coordinator import create_semi_pd_coordinator
+        from sglang.srt.server_args import SemiPDPortArgs, ServerArgs
+
+
+        def attempt(**flags):
+            server_args = ServerArgs()
+            flags |= {"model_path": MODEL, "dtype": "float32", "enable_semi_pd": True}
+            for name, value in flags.items():
+                setattr(server_args, name, value)
+            try:
+                with create_semi_pd_coordinator(
+                    server_args=server_args, port_args=SemiPDPortArgs(port=PORT)
+                ):
+                    print("started")
+            except SemiPDError as error:
+                print("error:", type(error).__name__, str(error).splitlines()[0])
+            forker = psutil.Process(forkserver._forkserver._forkserver_pid)
+            directories = list(Path(RUNTIME).glob("sglang-semi-pd/run-*"))
+            print("left:", len(forker.children()), len(directories))
+
+
+        attempt(slo_calibration=__file__)
+        attempt()
+        attempt()
+        """,
+        tmp_path,
+        MODEL=str(broken),
+        PORT=free_port(),
+        RUNTIME=str(tmp_path),
+    )
+    said = [line for line in said if line.startswith(("error:", "left:"))]
+    assert said == [
+        f"error: ConfigError {tmp_path / 'program.py'} is not a calibration",
+        "left: 0 0",
+        "error: WorkerStartError Failed to initialize Semi-PD Coordinator",
+        "left: 0 0",
+        "error: WorkerStartError A coordinator was started in this process before",
+        "left: 0 0",
     ]

@@ -46,6 +46,10 @@ class MainProcessHooks:
         self._loads: InstanceLoadReader | None = None
         self._drain: Drain | None = None
 
+    def use(self, coordinator: SemiPDCoordinator | None) -> None:
+        """See the function of this name."""
+        self.coordinator, self._drain = coordinator, None
+
     def by_target(self) -> dict[str, Original]:
         """AROUND hooks by the dotted name of what they wrap."""
         return {
@@ -257,7 +261,8 @@ class MainProcessHooks:
 
         assert self._loads is not None, "made by launch_schedulers"
         self._drain = Drain(coordinator.readiness, coordinator.end_moves)
-        HTTPServerHooks(coordinator, self._drain, on_end=self._forget).install(
+        on_end = partial(self.use, None)
+        HTTPServerHooks(coordinator, self._drain, on_end=on_end).install(
             silence=self._loads.silence
         )
 
@@ -265,16 +270,13 @@ class MainProcessHooks:
         if self.coordinator is not None:
             self.coordinator.end_processes()
 
-    def _forget(self) -> None:
-        self.coordinator = self._drain = None
-
 
 _hooks = MainProcessHooks()
 
 
-def use(coordinator: SemiPDCoordinator) -> None:
-    """The next launch in this process is this coordinator's."""
-    _hooks.coordinator = coordinator
+def use(coordinator: SemiPDCoordinator | None) -> None:
+    """The next launch in this process is this coordinator's; with None, nobody's."""
+    _hooks.use(coordinator)
 
 
 def install() -> list[str]:
