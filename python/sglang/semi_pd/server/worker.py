@@ -38,7 +38,14 @@ class Worker:
     def __post_init__(self) -> None:
         assert self.process.pid is not None, "the process was started"
         self.pid = self.process.pid
-        self.pidfd = os.pidfd_open(self.pid)
+        try:
+            self.pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            # Nobody has it yet: nobody else would end it.
+            self.process.kill()
+            self.process.join(JOIN_TIMEOUT_S)
+            self.ready.close()
+            raise
 
     @property
     def is_closed(self) -> bool:
