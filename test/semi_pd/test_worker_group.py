@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import resource
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from sglang.semi_pd.errors import WorkerStartError
 from sglang.semi_pd.partition.sm_partition import NoPartition
-from sglang.semi_pd.server import fork_server
+from sglang.semi_pd.server import fork_server, worker
 from sglang.semi_pd.server.worker import Worker
 from sglang.semi_pd.sm_allocation import SMAllocation
 from sglang.semi_pd.utils import InstanceRole
@@ -63,6 +64,18 @@ def test_a_process_that_cannot_be_watched_is_ended(tmp_path: Path) -> None:
         Worker(spec, process, ready)
     assert process not in multiprocessing.active_children()
     assert ready.closed
+
+
+def test_a_killed_process_that_is_not_gone_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "JOIN_TIMEOUT_S", 0.1)
+    one = Worker(*started(tmp_path))
+    with caplog.at_level(logging.ERROR):
+        one.close()  # nobody has killed it
+    assert f"sglang::semi_pd_sleeper (pid {one.pid}) has not ended" in caplog.text
+    one.process.kill()
+    one.process.join()
 
 
 class FailsLate(NoPartition):

@@ -87,10 +87,17 @@ class Worker:
             signal.pidfd_send_signal(self.pidfd, END_SIGNAL)
 
     def close(self) -> None:
-        """Let go of an ended process."""
+        """Let go of an ended process, or of one that was killed and is not gone yet."""
         self.process.join(JOIN_TIMEOUT_S)
         if self.process.exitcode is not None:
             self.process.close()  # its pipes, which else stay until they are collected
+        else:
+            logger.error(
+                "%s (pid %d) has not ended within %g s",
+                self.spec.title,
+                self.pid,
+                JOIN_TIMEOUT_S,
+            )
         self.ready.close()
         pidfd, self.pidfd = self.pidfd, -1
         os.close(pidfd)
@@ -112,7 +119,11 @@ class WorkerPair:
         return frozenset(worker.pid for worker in self.workers)
 
     def kill(self) -> None:
-        """End every process at once; when it returns, all are gone."""
+        """End every process at once; when it returns, all are gone.
+
+        One that the kernel holds for longer, as a GPU's driver may, is named in the
+        log: it runs none of its code any more.
+        """
         for worker in self.workers:
             worker.process.kill()
         for worker in self.workers:
