@@ -183,6 +183,13 @@ def test_an_open_run_directory_is_refused(runtime: Path) -> None:
     assert "chmod 700" in checks["run directory"]["mend"]
 
 
+def test_a_run_directory_that_cannot_be_made_is_refused(runtime: Path) -> None:
+    (runtime / "sglang-semi-pd").write_text("a file")
+    checks = findings(XDG_RUNTIME_DIR=str(runtime))
+    assert checks["run directory"]["state"] == "failed"
+    assert "set XDG_RUNTIME_DIR" in checks["run directory"]["mend"]
+
+
 def test_directories_of_dead_and_living_servers(runtime: Path) -> None:
     base = runtime / "sglang-semi-pd"
     base.mkdir(mode=0o700)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 
 import pytest
@@ -23,6 +25,11 @@ class Word:
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         self.seen = os.environ.get("START_TEST")
         return str, ("hello",)
+
+
+def outlive(number: int, ready: Connection) -> None:
+    os.kill(os.getpid(), number)
+    ready.send("lives")
 
 
 def tell(word: str, ready: Connection) -> None:
@@ -49,6 +56,23 @@ def test_a_process_does_what_it_is_told(method: str, *, has_imported: bool) -> N
     assert (process.pid, process.exitcode) == (pid, 0)
     assert told == said.seen == (None if method == "auto" else "told")
     assert "START_TEST" not in os.environ
+
+
+@pytest.mark.parametrize("method", ["auto", "spawn"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_may_be_sent_to_all_is_for_the_main_process(
+    number: int, method: str
+) -> None:
+    fork_server.start()
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    os.kill(server, number)
+    process, ready = fork_server.launch(
+        outlive, number, name="worker", method=method, environment=dict(os.environ)
+    )
+    assert ready.poll(TIMEOUT_S) and ready.recv() == "lives"
+    process.join(10)
+    assert process.exitcode == 0
+    assert forkserver._forkserver._forkserver_pid == server  # type: ignore[attr-defined]
 
 
 def test_this_host_allows_to_fork() -> None:

@@ -105,6 +105,15 @@ def test_bad_flags(model: str, flags: str, expected: str) -> None:
     assert expected in refusal([*SERVER, "--model-path", model, *flags.split()])
 
 
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"x": 1}', '{"decode_step_s": ""}'])
+def test_a_file_that_is_no_calibration(model: str, tmp_path: Path, text: str) -> None:
+    (tmp_path / "file").write_text(text)
+    flags = ["--enable-slo-aware", f"--slo-calibration={tmp_path / 'file'}"]
+    line = refusal([*SERVER, "--model-path", model, *flags])
+    assert f"{tmp_path / 'file'} is not a calibration" in line
+
+
 @pytest.mark.parametrize("limit", flag_rules.LIMITS, ids=lambda limit: limit.field)
 def test_every_limit_is_told_before_imports_in_every_spelling(
     limit: flag_rules.Limit,
@@ -176,6 +185,7 @@ def test_a_port_that_a_file_may_say_is_not_judged(busy_port: int, model: str) ->
         ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
         ("SGLANG_RUST_SERVER", "1"),
         ("SGLANG_FORCE_FP8_MARLIN", "1"),
+        ("SGLANG_USE_PICKLE_IPC", "No"),
     ],
 )
 def test_environment(model: str, variable: str, value: str) -> None:

@@ -29,11 +29,10 @@ from sglang.semi_pd.partition.sm_partition import (
 from sglang.semi_pd.process_rotation_manager import ProcessRotationManager
 from sglang.semi_pd.server import (
     fork_server,
+    http_thread,
     instance_status,
-    main_process,
     run_directory,
 )
-from sglang.semi_pd.server.http_thread import ServerThread
 from sglang.semi_pd.server.memory_reader import MemoryReader
 from sglang.semi_pd.server.readiness import Readiness
 from sglang.semi_pd.server.rotation import Rotation
@@ -82,7 +81,6 @@ class SemiPDCoordinator:
             fork_server.start()
         self.server_args = resolve(server_args)
         self.config = SemiPDConfig.from_server_args(self.server_args)
-        self.run_directory = run_directory.create()
         self.rotation = ProcessRotationManager(
             SplitBeforeStart(can_move=self.config.partition_backend != "none"),
             SMAllocation(self.config.prefill_percent, self.config.decode_percent),
@@ -97,20 +95,21 @@ class SemiPDCoordinator:
         self.supervisor: Supervisor | None = None
         self.memory: MemoryReader | None = None
         self.realised: RealisedShare | None = None
-        self._server: ServerThread | None = None
+        self._server: http_thread.ServerThread | None = None
         self.is_running = False
+        self.run_directory = run_directory.create()  # last: nothing after it may fail
 
     # From Python
 
     def start(self) -> None:
         """Serve on ``server_args``' host and port; returns when requests are accepted.
 
+        Once in a process. After an error nothing of it runs any more.
+
         Raises:
-            WorkerStartError: the server ended instead.
+            WorkerStartError: the server ended instead, or is not the first.
         """
-        main_process.use(self)
-        self._server = ServerThread(self.server_args)
-        self._server.start()
+        self._server = http_thread.serve(self)
 
     def stop(self) -> None:
         """Stop serving and end every process; when it returns all are joined."""

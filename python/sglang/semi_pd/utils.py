@@ -4,7 +4,12 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from enum import Enum
+
+END_SIGNAL = signal.SIGUSR1
+"""Tells a child to end, in its own time. Not SIGTERM: systemd, ``timeout`` and Slurm
+send that to every process, and only the main process is to take it."""
 
 
 class InstanceRole(str, Enum):

@@ -229,6 +229,11 @@ class Server:
         if reply.status_code != 200:
             raise self.failure(f"/flush_cache: {reply.status_code} {reply.text}")
 
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to every process, as a terminal or systemd does."""
+        self._seen_shm |= process_table.named_shared_memory(self.processes())
+        os.killpg(self._pid, number)
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the main process only."""
         self._seen_shm |= process_table.named_shared_memory(self.processes())
@@ -236,8 +241,7 @@ class Server:
 
     def interrupt(self) -> None:
         """What Ctrl-C in a terminal does: SIGINT to the whole process group."""
-        self._seen_shm |= process_table.named_shared_memory(self.processes())
-        os.killpg(self._pid, signal.SIGINT)
+        self.signal_group(signal.SIGINT)
 
     def wait_exit(self, timeout_s: float) -> int | None:
         """The exit code of the main process, None if it still runs."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness import COMMON_FLAGS, GRACE_S, START_TIMEOUT_S, Server
-from workload import IS_SOAK
+from workload import IS_SOAK, SERVER_ENVIRONMENT
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("needs_semi_pd")]
 
@@ -47,6 +47,24 @@ def test_weights_of_which_only_sglang_knows_that_they_are_quantised(
         assert code == 2, server.failure(f"exit code {code}")
         assert "its weights are quantised (modelopt_fp8)" in server.log()
         assert "Traceback" not in server.log()
+    finally:
+        server.clean()
+
+
+def test_a_run_directory_that_is_open_to_others(
+    tiny_model: Path, tmp_path: Path, second_flags: list[str]
+) -> None:
+    """As a bad flag too, by SGLang's own commands: they do not ask the doctor."""
+    (tmp_path / "sglang-semi-pd").mkdir(mode=0o755)
+    environment = {**SERVER_ENVIRONMENT, "XDG_RUNTIME_DIR": str(tmp_path)}
+    flags = [*COMMON_FLAGS, *second_flags]
+    server = Server(name="open", model=tiny_model, flags=flags, environment=environment)
+    try:
+        code = server.start().wait_exit(START_TIMEOUT_S)
+        assert code == 2, server.failure(f"exit code {code}")
+        assert not server.leftovers()
+        assert "Traceback" not in server.log()
+        assert f"  mend: remove it, or run chmod 700 {tmp_path}" in server.log()
     finally:
         server.clean()
 

@@ -31,8 +31,9 @@ AFTER_MAIN_S = 5.0
 
 
 def test_sigterm_lets_streams_finish(semi_pd: Server) -> None:
-    """SIGTERM with 8 streams: all finish, exit code 0, nothing is left; new requests
-    and health checks get 503 meanwhile."""
+    """SIGTERM to every process, as systemd and ``timeout`` send it, with 8 streams: all
+    finish, exit code 0, nothing is left; new requests and health checks get 503
+    meanwhile."""
     bodies = [endless(prompt(100 + n, seed=n), TOKENS) for n in range(STREAMS)]
     # Bad input of earlier tests leaves SGLang's own tracebacks.
     logged = len(semi_pd.log())
@@ -45,7 +46,7 @@ def test_sigterm_lets_streams_finish(semi_pd: Server) -> None:
             ]
             await asyncio.sleep(0.6)
             assert not any(task.done() for task in tasks)
-            semi_pd.signal(signal.SIGTERM)
+            semi_pd.signal_group(signal.SIGTERM)
             await asyncio.sleep(NOTICED_S)
             await refused_while_draining(http, semi_pd.url)
             assert not all(task.done() for task in tasks)

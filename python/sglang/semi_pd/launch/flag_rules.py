@@ -48,6 +48,8 @@ SHARES: Mapping[str, int] = {"initial_prefill_sm": 70, "initial_decode_sm": 30}
 PARTITION_BACKENDS = ("auto", "green", "mps", "none")
 START_METHODS = ("auto", "spawn")
 SLO_MODES = ("auto", "follow", "advise")
+FALSE_VALUES = ("false", "0", "no", "n")
+"""Of an environment variable, as SGLang reads it, in lower case."""
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
@@ -245,6 +247,10 @@ def check_environment(environ: Mapping[str, str]) -> None:
                 why="expandable segments cannot be shared between processes",
                 mend="remove expandable_segments from it",
             )
+    _check_switches(environ)
+
+
+def _check_switches(environ: Mapping[str, str]) -> None:
     for variable in (
         "SGLANG_RUST_SERVER",
         "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE",
@@ -252,12 +258,18 @@ def check_environment(environ: Mapping[str, str]) -> None:
         "SGLANG_EXPERIMENTAL_CPP_RADIX_TREE",
         "SGLANG_FORCE_FP8_MARLIN",
     ):
-        if environ.get(variable, "").lower() not in ("", "0", "false"):
+        if environ.get(variable, "").lower() not in ("", *FALSE_VALUES):
             raise ConfigError(
                 f"{variable} is refused",
                 why="Semi-PD does not support it yet",
                 mend="unset it",
             )
+    if environ.get("SGLANG_USE_PICKLE_IPC", "").lower() in FALSE_VALUES:
+        raise ConfigError(
+            f"SGLANG_USE_PICKLE_IPC={environ['SGLANG_USE_PICKLE_IPC']} is refused",
+            why="SGLang's other encoding cannot carry a handover",
+            mend="unset it",
+        )
 
 
 def check_version(version: str) -> None:

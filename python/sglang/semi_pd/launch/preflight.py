@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from sglang.semi_pd.errors import ConfigError, SemiPDError
 from sglang.semi_pd.launch import (
@@ -77,6 +78,7 @@ def check(line: CommandLine) -> list[str]:
     if line.flags_are_known:
         check_spelling(line)
     check_own_flags(line)
+    check_calibration(line)
     check_limits(line)
     notes = [] if line.has("--config") else [check_model(line)]
     if line.decides("host", "port"):
@@ -135,6 +137,18 @@ def check_own_flags(line: CommandLine) -> None:
     flag_rules.check_files(
         line.value("--slo-calibration"), line.value("--slo-decision-log")
     )
+
+
+def check_calibration(line: CommandLine) -> None:
+    """Refuse a file that is no calibration."""
+    path = line.value("--slo-calibration")
+    if path is not None:
+        # It needs numpy, a fifth of a second that others need not wait.
+        from sglang.semi_pd.simulation.simulator_coefficients import (
+            SimulatorCoefficients,
+        )
+
+        SimulatorCoefficients.load(Path(path))
 
 
 def check_limits(line: CommandLine) -> None:

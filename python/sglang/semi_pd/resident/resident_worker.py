@@ -30,6 +30,7 @@ from sglang.semi_pd.resident.resident_channel import (
     ResidentServer,
 )
 from sglang.semi_pd.resident.shared_pools import SPARE_ROWS, SupplyNew
+from sglang.semi_pd.utils import END_SIGNAL
 from sglang.semi_pd.workers.upstream_hooks import install_resident
 from sglang.srt.distributed.parallel_state_wrapper import ParallelState
 from sglang.srt.managers.tp_worker import TpModelWorker
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-END_SIGNALS = {signal.SIGTERM}
+END_SIGNALS = {END_SIGNAL}
 
 SUPPORTED_POOLS = (MHATokenToKVPool, MLATokenToKVPool)
 """KV caches whose every buffer is created where the hooks look."""

@@ -30,6 +30,8 @@ from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from sglang.semi_pd.launch.starting import SIGNALS
+
 logger = logging.getLogger(__name__)
 
 PRELOAD = "_sglang_semi_pd_fork_server"
@@ -70,7 +72,7 @@ def start() -> None:
     thread that ends are killed with it (``PR_SET_PDEATHSIG``).
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload([PRELOAD])
-    with _deaf_to_ctrl_c():
+    with _deaf_to_signals():
         forkserver.ensure_running()
 
 
@@ -84,20 +86,20 @@ def kill() -> None:
 
 class _Fork(popen_forkserver.Popen):  # type: ignore[misc]
     def _launch(self, process_obj: Any) -> None:
-        with _main_module_left_out(), _deaf_to_ctrl_c():
+        with _main_module_left_out(), _deaf_to_signals():
             super()._launch(process_obj)  # type: ignore[misc]
 
 
 class _Spawn(popen_spawn_posix.Popen):  # type: ignore[misc]
     def _launch(self, process_obj: Any) -> None:
-        with _main_module_left_out(), _deaf_to_ctrl_c():
+        with _main_module_left_out(), _deaf_to_signals():
             super()._launch(process_obj)  # type: ignore[misc]
 
 
 class _Child(BaseProcess):
     def run(self) -> None:
-        # Ctrl-C reaches the whole process group; the main process ends the others.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         super().run()
 
 
@@ -169,13 +171,15 @@ def _environment(wanted: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started meanwhile have Ctrl-C blocked from their first instruction on.
+def _deaf_to_signals() -> Iterator[None]:
+    """Processes started meanwhile have Ctrl-C and SIGTERM blocked from their first
+    instruction on.
 
-    It reaches the whole process group, and each would print a traceback.
+    Both may reach all processes of a server. The main process takes them, lets requests
+    finish, and ends the others.
     """
-    resource_tracker.ensure_running()  # its start would unblock the signal again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    resource_tracker.ensure_running()  # its start would unblock the signals again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:

@@ -13,6 +13,8 @@ _PR_SET_PDEATHSIG = 1
 
 # The server may be killed while this process is still importing.
 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+# Sent to all processes of a server, it is for the main process alone (``fork_server``).
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 # A worker that fails sends its parent SIGQUIT, upstream's way to end a server. Here the
 # parent is the fork server, and the coordinator decides what a death means.
 signal.signal(signal.SIGQUIT, signal.SIG_IGN)

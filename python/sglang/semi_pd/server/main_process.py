@@ -7,8 +7,6 @@ and decode in its place. Without a Semi-PD flag every hook calls the original.
 
 from __future__ import annotations
 
-import atexit
-import sys
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -17,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi import HTTPException
 from sglang.semi_pd.launch import start_progress, starting
 from sglang.semi_pd.launch.refusal import exit_without_traceback
-from sglang.semi_pd.server import fork_server, run_directory, token_range
+from sglang.semi_pd.server import (
+    fork_server,
+    offline_engine,
+    run_directory,
+    token_range,
+)
 from sglang.semi_pd.server.drain import Drain
 from sglang.semi_pd.utils import InstanceRole
 
@@ -42,6 +45,10 @@ class MainProcessHooks:
         self.coordinator: SemiPDCoordinator | None = None
         self._loads: InstanceLoadReader | None = None
         self._drain: Drain | None = None
+
+    def use(self, coordinator: SemiPDCoordinator | None) -> None:
+        """See the function of this name."""
+        self.coordinator, self._drain = coordinator, None
 
     def by_target(self) -> dict[str, Original]:
         """AROUND hooks by the dotted name of what they wrap."""
@@ -78,45 +85,29 @@ class MainProcessHooks:
             start_progress.end()
             return original(engine, server_args, port_args, run_scheduler_process_func)
         if not server_args.divides():
-            from sglang.semi_pd.server.unified_memory_server import UnifiedMemoryServer
-            from sglang.semi_pd.workers import unified_scheduler
+            from sglang.semi_pd.server import unified_memory_server
 
-            entry = unified_scheduler.run_scheduler_process
-            result, processes = original(engine, server_args, port_args, entry)
-            UnifiedMemoryServer().watch(result)
-            return result, processes
+            return unified_memory_server.launch(
+                partial(original, engine, server_args, port_args)
+            )
+        offline_engine.refuse()
         from sglang.semi_pd.semi_pd_coordinator import SemiPDCoordinator
+        from sglang.semi_pd.server import instance_launch
         from sglang.semi_pd.server.instance_load import InstanceLoadReader
-        from sglang.srt.entrypoints.engine import SchedulerInitResult
 
-        coordinator = self.coordinator or SemiPDCoordinator(server_args)
+        failing = partial(
+            exit_without_traceback,
+            end=self._end_processes,
+            shows_it=server_args.log_level == "debug",
+        )
+        with failing():
+            coordinator = self.coordinator or SemiPDCoordinator(server_args)
         self.coordinator = coordinator
         run_directory.adopt_sockets(coordinator.run_directory, port_args)
         self._loads = InstanceLoadReader(coordinator.load_snapshot_path)
         coordinator.loads = self._loads
         self._extend_http_server(coordinator)
-        start_progress.enter("starting resident, prefill and decode")
-        starting.on_end(coordinator.end_processes)
-        atexit.register(coordinator.end_processes)  # if SGLang's own start fails
-        failing = partial(
-            exit_without_traceback,
-            end=coordinator.end_processes,
-            shows_it=server_args.log_level == "debug",
-        )
-        with failing():
-            group = coordinator.start_processes(port_args)
-        infos: list[dict[str, Any]] = []
-
-        def wait_for_ready() -> None:
-            with failing():
-                said = coordinator.wait_ready()
-            infos.append(said[InstanceRole.DECODE])
-
-        result = SchedulerInitResult(
-            scheduler_infos=infos,
-            all_child_pids=[worker.pid for worker in group.workers],
-            wait_for_ready=wait_for_ready,
-        )
+        result = instance_launch.launch(coordinator, port_args, failing)
         return result, []  # upstream would end the server when a worker dies
 
     def launch_detokenizer(
@@ -267,27 +258,26 @@ class MainProcessHooks:
             await self._drain.run(manager)
 
     def _extend_http_server(self, coordinator: SemiPDCoordinator) -> None:
-        """Only where SGLang serves HTTP: an offline engine has not imported it."""
-        if "sglang.srt.entrypoints.http_server" not in sys.modules:
-            return
         from sglang.semi_pd.server.http_server import HTTPServerHooks
 
         assert self._loads is not None, "made by launch_schedulers"
         self._drain = Drain(coordinator.readiness, coordinator.end_moves)
-        HTTPServerHooks(coordinator, self._drain, on_end=self._forget).install(
+        on_end = partial(self.use, None)
+        HTTPServerHooks(coordinator, self._drain, on_end=on_end).install(
             silence=self._loads.silence
         )
 
-    def _forget(self) -> None:
-        self.coordinator = self._drain = None
+    def _end_processes(self) -> None:
+        if self.coordinator is not None:
+            self.coordinator.end_processes()
 
 
 _hooks = MainProcessHooks()
 
 
-def use(coordinator: SemiPDCoordinator) -> None:
-    """The next launch in this process is this coordinator's."""
-    _hooks.coordinator = coordinator
+def use(coordinator: SemiPDCoordinator | None) -> None:
+    """The next launch in this process is this coordinator's; with None, nobody's."""
+    _hooks.use(coordinator)
 
 
 def install() -> list[str]:

@@ -72,14 +72,21 @@ def base_directory() -> Path:
     Short on purpose: a socket's path must fit 107 bytes.
 
     Raises:
-        ConfigError: it exists and is not a private directory of this user.
+        ConfigError: it cannot be made, or is not a private directory of this user.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     private = Path(runtime) / _BASE
     shared = Path("/tmp") / f"{_BASE}-{os.geteuid()}"
     base = private if os.path.isdir(runtime) else shared
-    base.mkdir(mode=0o700, exist_ok=True)
-    _require_private(base)
+    try:
+        base.mkdir(mode=0o700, exist_ok=True)
+        _require_private(base)
+    except OSError as error:
+        raise ConfigError(
+            f"{base} cannot be used for the sockets of a server",
+            why=str(error),
+            mend="set XDG_RUNTIME_DIR to a directory of this user",
+        ) from error
     return base
 
 

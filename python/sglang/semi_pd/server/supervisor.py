@@ -102,6 +102,7 @@ class Supervisor:
     def stop(self) -> None:
         """Watch no more: from here on, the end of a process is no accident."""
         self._is_ending = True
+        self._switchboard.end()
         self._wake()
         while self._thread.is_alive():
             self.recovery.cut_short()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-import time
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -84,6 +84,7 @@ class Switchboard:
         self._drained: asyncio.Future[None] | None = None
         self._heard, self._free_pages = heard, free_pages
         self._rehearsing: asyncio.Task[None] | None = None
+        self._is_ending = threading.Event()
 
     def listen(self) -> None:
         """Take what workers tell us, once SGLang has its dispatcher."""
@@ -95,6 +96,10 @@ class Switchboard:
                 (OutputsDrained, self._note_drained),
             ]
         )
+
+    def end(self) -> None:
+        """The server ends: nobody waits any more for an event loop that never began."""
+        self._is_ending.set()
 
     def send(self, role: InstanceRole, message: Any) -> None:
         """Send to the worker of one role."""
@@ -140,9 +145,8 @@ class Switchboard:
         Raises:
             TimeoutError: the detokenizer does not answer.
         """
-        asyncio.run_coroutine_threadsafe(self._drain(pids), self._loop()).result(
-            DRAIN_TIMEOUT_S
-        )
+        drained = asyncio.run_coroutine_threadsafe(self._drain(pids), self._loop())
+        _result(drained, DRAIN_TIMEOUT_S)
 
     def _rehearse(self, generation: int, free_pages: int) -> None:
         running = self.router.ledger.running()
@@ -204,10 +208,24 @@ class Switchboard:
                 done.set_exception(error)
 
         self._loop().call_soon_threadsafe(run)
-        return done.result(LOOP_TIMEOUT_S)
+        return _result(done, LOOP_TIMEOUT_S)
 
     def _loop(self) -> Any:
         """SGLang's event loop; it begins with the HTTP server, or with a request."""
         while self._manager.event_loop is None:
-            time.sleep(POLL_S)
+            if self._is_ending.wait(POLL_S):
+                raise RuntimeError("the server ended before its event loop began")
         return self._manager.event_loop
+
+
+def _result(future: concurrent.futures.Future[T], timeout_s: float) -> T:
+    """What the event loop answered; in Python 3.10 a future has a timeout of its own.
+
+    Raises:
+        TimeoutError: it did not.
+    """
+    try:
+        return future.result(timeout_s)
+    except concurrent.futures.TimeoutError as error:
+        late = f"the event loop did not answer within {timeout_s:g} s"
+        raise TimeoutError(late) from error

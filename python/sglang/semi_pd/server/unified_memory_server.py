@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang.semi_pd.launch import start_progress, starting
 from sglang.semi_pd.server.memory_reader import MemoryReader
+from sglang.semi_pd.workers import unified_scheduler
 from sglang.semi_pd.workers.unified_scheduler import INFO_KEY, TableAddress
 
 if TYPE_CHECKING:
     from sglang.srt.entrypoints.engine import SchedulerInitResult
 
 STATUS = "/semi_pd/status"
+
+
+def launch(original: Callable[..., Any]) -> Any:
+    """Start one scheduler as ``original`` does, given what that process is to run."""
+    result, processes = original(unified_scheduler.run_scheduler_process)
+    UnifiedMemoryServer().watch(result)
+    return result, processes
 
 
 class UnifiedMemoryServer:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -15,7 +17,7 @@ from typing import Any
 
 from sglang.semi_pd.errors import WorkerStartError
 from sglang.semi_pd.launch import start_progress
-from sglang.semi_pd.utils import InstanceRole
+from sglang.semi_pd.utils import END_SIGNAL, InstanceRole
 from sglang.semi_pd.workers.worker_spec import WorkerSpec
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,14 @@ class Worker:
     def __post_init__(self) -> None:
         assert self.process.pid is not None, "the process was started"
         self.pid = self.process.pid
-        self.pidfd = os.pidfd_open(self.pid)
+        try:
+            self.pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            # Nobody has it yet: nobody else would end it.
+            self.process.kill()
+            self.process.join(JOIN_TIMEOUT_S)
+            self.ready.close()
+            raise
 
     @property
     def is_closed(self) -> bool:
@@ -75,11 +84,23 @@ class Worker:
             raise said.as_error(self.spec.title)
         return said
 
+    def tell_to_end(self) -> None:
+        """It ends once it has nothing to do."""
+        with suppress(ProcessLookupError):  # it has just ended
+            signal.pidfd_send_signal(self.pidfd, END_SIGNAL)
+
     def close(self) -> None:
-        """Let go of an ended process."""
+        """Let go of an ended process, or of one that was killed and is not gone yet."""
         self.process.join(JOIN_TIMEOUT_S)
         if self.process.exitcode is not None:
             self.process.close()  # its pipes, which else stay until they are collected
+        else:
+            logger.error(
+                "%s (pid %d) has not ended within %g s",
+                self.spec.title,
+                self.pid,
+                JOIN_TIMEOUT_S,
+            )
         self.ready.close()
         pidfd, self.pidfd = self.pidfd, -1
         os.close(pidfd)
@@ -102,7 +123,11 @@ class WorkerPair:
         return frozenset(worker.pid for worker in self.workers)
 
     def kill(self) -> None:
-        """End every process at once; when it returns, all are gone."""
+        """End every process at once; when it returns, all are gone.
+
+        One that the kernel holds for longer, as a GPU's driver may, is named in the
+        log: it runs none of its code any more.
+        """
         for worker in self.workers:
             worker.process.kill()
         for worker in self.workers:

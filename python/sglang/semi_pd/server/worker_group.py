@@ -76,8 +76,16 @@ class WorkerGroup:
         self.detokenizer: BaseProcess | None = None
 
     def start(self, allocation: SMAllocation) -> None:
-        """Start every process; see ``wait_ready`` for when they serve."""
-        self.residents = tuple(self._launch(InstanceRole.RESIDENT, allocation, 0))
+        """Start every process; see ``wait_ready`` for when they serve.
+
+        Raises:
+            WorkerStartError: the host does not let one start; ``stop`` ends the others.
+        """
+        residents: list[Worker] = []
+        try:
+            self._launch(InstanceRole.RESIDENT, allocation, 0, started=residents)
+        finally:
+            self.residents = tuple(residents)
         self.pair = self.launch_pair(allocation)
 
     def launch_pair(
@@ -93,16 +101,16 @@ class WorkerGroup:
         workers: list[Worker] = []
         try:
             for role in PAIR:
-                workers += self._launch(
-                    role, allocation, generation, is_standby=is_standby
+                self._launch(
+                    role,
+                    allocation,
+                    generation,
+                    started=workers,
+                    is_standby=is_standby,
                 )
-        except (OSError, ConfigError) as error:
+        except BaseException:
             WorkerPair(generation, tuple(workers)).kill()
-            raise WorkerStartError(
-                "A worker cannot be started",
-                why=str(error),
-                mend="see the limits of processes, open files and ports of this host",
-            ) from error
+            raise
         return WorkerPair(generation, tuple(workers))
 
     def wait_ready(self) -> dict[InstanceRole, dict[str, Any]]:
@@ -133,7 +141,7 @@ class WorkerGroup:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         workers = [worker for worker in self.workers if not worker.is_closed]
         for worker in workers:
-            worker.process.terminate()
+            worker.tell_to_end()
         for worker in workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
             if worker.process.is_alive():
@@ -156,22 +164,30 @@ class WorkerGroup:
         allocation: SMAllocation,
         generation: int,
         *,
+        started: list[Worker],
         is_standby: bool = False,
-    ) -> list[Worker]:
-        started = []
-        port_args = self._ports(role, generation)
-        for rank in range(self._server_args.tp_size):
-            spec = self._spec(role, rank, allocation, generation, port_args)
-            spec = dataclasses.replace(spec, is_standby=is_standby)
-            process, ready = fork_server.launch(
-                worker_process.run,
-                spec,
-                name=spec.title,
-                method=self._server_args.worker_start_method,
-                environment=spec.environment,
-            )
-            started.append(Worker(spec, process, ready))
-        return started
+    ) -> None:
+        """Start a process for each rank and add it to ``started``, which has those that
+        run if one cannot be started."""
+        try:
+            port_args = self._ports(role, generation)
+            for rank in range(self._server_args.tp_size):
+                spec = self._spec(role, rank, allocation, generation, port_args)
+                spec = dataclasses.replace(spec, is_standby=is_standby)
+                process, ready = fork_server.launch(
+                    worker_process.run,
+                    spec,
+                    name=spec.title,
+                    method=self._server_args.worker_start_method,
+                    environment=spec.environment,
+                )
+                started.append(Worker(spec, process, ready))
+        except (OSError, ConfigError) as error:
+            raise WorkerStartError(
+                "A process cannot be started",
+                why=str(error),
+                mend="see the limits of processes, open files and ports of this host",
+            ) from error
 
     def _spec(
         self,

@@ -154,8 +154,10 @@ class SimulatorCoefficients:
             unknown = sorted(set(values) - known)
             if unknown:
                 raise ValueError(f"unknown names {unknown}")
-            return cls._of({**_read(BUILTIN), **values})
-        except (OSError, ValueError, TypeError) as error:
+            loaded = cls._of({**_read(BUILTIN), **values})
+            loaded.offers([SMAllocation(50, 50)])  # words where numbers belong
+            return loaded
+        except (OSError, ValueError, TypeError, ArithmeticError, LookupError) as error:
             raise ConfigError(
                 f"{path} is not a calibration",
                 why=str(error),

@@ -13,6 +13,7 @@ import setproctitle
 import torch
 from sglang.semi_pd import long_lived
 from sglang.semi_pd.partition.cpu_share import take_cores
+from sglang.semi_pd.utils import END_SIGNAL
 from sglang.semi_pd.workers.handover import flush
 from sglang.semi_pd.workers.heartbeat import Heartbeat
 from sglang.semi_pd.workers.idle_audit import IdleAudit
@@ -70,7 +71,7 @@ class WorkerScheduler(Scheduler):
         if str(self.device).startswith("cuda"):
             self._watch_share()
         # Ending between two iterations leaves the GPU idle, every page accounted for.
-        signal.signal(signal.SIGTERM, self._end_soon)
+        signal.signal(END_SIGNAL, self._end_soon)
 
     def run_event_loop(self) -> None:
         """Serve; a failure ends this process alone.
