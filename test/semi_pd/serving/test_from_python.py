@@ -17,6 +17,37 @@ from workload import SERVER_ENVIRONMENT
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("needs_semi_pd")]
 
 TIMEOUT_S = 600.0
+THREE_STARTS = """
+from multiprocessing import forkserver
+from pathlib import Path
+
+import psutil
+from sglang.semi_pd.errors import SemiPDError
+from sglang.semi_pd.semi_pd_coordinator import create_semi_pd_coordinator
+from sglang.srt.server_args import SemiPDPortArgs, ServerArgs
+
+
+def attempt(**flags):
+    server_args = ServerArgs()
+    flags |= {"model_path": MODEL, "dtype": "float32", "enable_semi_pd": True}
+    for name, value in flags.items():
+        setattr(server_args, name, value)
+    try:
+        with create_semi_pd_coordinator(
+            server_args=server_args, port_args=SemiPDPortArgs(port=PORT)
+        ):
+            print("started")
+    except SemiPDError as error:
+        print("error:", type(error).__name__, str(error).splitlines()[0])
+    forker = psutil.Process(forkserver._forkserver._forkserver_pid)
+    directories = list(Path(RUNTIME).glob("sglang-semi-pd/run-*"))
+    print("left:", len(forker.children()), len(directories))
+
+
+attempt(slo_calibration=__file__)
+attempt()
+attempt()
+"""
 
 
 def run(script: str, runtime: Path, **values: object) -> list[str]:
@@ -65,37 +96,7 @@ def test_a_coordinator_that_cannot_start(tiny_model: Path, tmp_path: Path) -> No
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     (broken / "tokenizer.json").write_text("{}")
     said = run(
-        """
-        from multiprocessing import forkserver
-        from pathlib import Path
-
-        import psutil
-        from sglang.semi_pd.errors import SemiPDError
-        from sglang.semi_pd.semi_pd_coordinator import create_semi_pd_coordinator
-        from sglang.srt.server_args import SemiPDPortArgs, ServerArgs
-
-
-        def attempt(**flags):
-            server_args = ServerArgs()
-            flags |= {"model_path": MODEL, "dtype": "float32", "enable_semi_pd": True}
-            for name, value in flags.items():
-                setattr(server_args, name, value)
-            try:
-                with create_semi_pd_coordinator(
-                    server_args=server_args, port_args=SemiPDPortArgs(port=PORT)
-                ):
-                    print("started")
-            except SemiPDError as error:
-                print("error:", type(error).__name__, str(error).splitlines()[0])
-            forker = psutil.Process(forkserver._forkserver._forkserver_pid)
-            directories = list(Path(RUNTIME).glob("sglang-semi-pd/run-*"))
-            print("left:", len(forker.children()), len(directories))
-
-
-        attempt(slo_calibration=__file__)
-        attempt()
-        attempt()
-        """,
+        THREE_STARTS,
         tmp_path,
         MODEL=str(broken),
         PORT=free_port(),
