@@ -106,14 +106,18 @@ def recover(
         _paths_of(message.running, dead, table, rows) if tree.is_tree_cache() else []
     )
     owners = table.page_owners()
-    # What nobody of them owns may be free, or another's by now.
-    there = ranks.least(
-        [
-            int(path is not None and np.isin(owners[_pages([path], table)], dead).all())
-            for path in found
-        ]
-    )
-    paths = [path for path, is_there in zip(found, there, strict=True) if is_there]
+
+    def is_there(path: CachedPath | None) -> bool:
+        """What nobody of them owns may be free, or another's by now."""
+        return (
+            path is not None
+            and np.isin(owners[_pages([path], table)], dead).all().item()
+        )
+
+    everywhere = ranks.least([int(is_there(path)) for path in found])
+    paths = [
+        path for path, kept in zip(found, everywhere, strict=True) if path and kept
+    ]
     pages = _pages(paths, table)
     for slot in dead:
         keep = pages[owners[pages] == slot]
