@@ -99,6 +99,17 @@ def test_counts_are_those_of_one_scheduler(newest_left_out: int) -> None:
     assert torch.equal(adopted.logits(), undivided.logits())
 
 
+def test_nothing_is_counted_of_a_request_that_has_its_first_token_only() -> None:
+    from sglang.semi_pd.workers.penalties import count_penalties
+
+    fresh = request({"min_new_tokens": 1, "frequency_penalty": 0.5}, [5])
+    adopted = Batch([fresh, request(ASKED[0], tokens(1, 9))])
+    count_penalties(adopted, newest_left_out=1)  # type: ignore[arg-type]
+    logits = adopted.logits()
+    assert logits[0, 1] == float("-inf"), "it may end already"
+    assert logits[0, PROMPT[-1]] > logits[1, PROMPT[-1]], "it is penalised"
+
+
 def test_a_history_is_copied_once_and_only_where_it_counts() -> None:
     from sglang.semi_pd.workers.penalties import count_penalties
 

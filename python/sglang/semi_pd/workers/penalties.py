@@ -91,6 +91,6 @@ def _counted(
     counted = history[: len(req.output_ids) - newest_left_out]
     # In one copy to the device, for every stream waits for it.
     on_device = torch.tensor(counted, dtype=torch.int64, device=like.device)
-    for token in on_device.split(1):
+    for token in on_device.unsqueeze(1):
         penalties.cumulate_output_tokens(token)
     return penalties
