@@ -12,6 +12,7 @@ so are refused (``launch.model_family``).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -27,6 +28,8 @@ from sglang.srt.model_loader.loader import (
 from sglang.srt.model_loader.utils import set_default_torch_dtype
 from sglang.srt.platforms import current_platform
 from torch import nn
+
+logger = logging.getLogger(__name__)
 
 TensorResolver = Callable[[TensorRef], torch.Tensor]
 """Turns a reference into a tensor of this process."""
@@ -45,7 +48,7 @@ def take_image(model: nn.Module, builder: ArenaBuilder) -> ModelImage:
         UpstreamMismatchError: there is a tensor that a worker could not be given.
     """
     modules = list(model.named_modules())
-    _require_one_device(modules)
+    _warn_of_other_devices(modules)
     for path, module in modules:
         _require_no_tensor(path, getattr(module, "quant_method", None))
     placer = _StoragePlacer(builder)
@@ -147,15 +150,15 @@ def _as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-def _require_one_device(modules: list[tuple[str, nn.Module]]) -> None:
-    """A reference does not say where: what is elsewhere would come back on the GPU."""
+def _warn_of_other_devices(modules: list[tuple[str, nn.Module]]) -> None:
+    """A reference does not say where: what is elsewhere comes back on the GPU."""
     first: dict[torch.device, str] = {}
     for path, module in modules:
         for name, tensor in _tensors_of(module):
             first.setdefault(tensor.device, f"{path}.{name}")
     if len(first) > 1:
         places = ", ".join(f"{name} on {device}" for device, name in first.items())
-        raise _mismatch(f"its tensors are on several devices: {places}")
+        logger.warning("The workers have all tensors on one device: %s", places)
 
 
 def _require_no_tensor(path: str, quant_method: Any) -> None:
