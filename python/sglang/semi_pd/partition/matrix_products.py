@@ -7,18 +7,22 @@ the time one worker takes to start. As a program it is an MPS client for each sh
     CUDA_MPS_PIPE_DIRECTORY=… python matrix_products.py DEVICE SHARE [SHARE …]
 
 It prints one line of JSON for each share: the share, the SMs visible there, the error;
-none for a share on which a product was not computed.
+none for a share on which there was no memory for a product.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
 
 import torch
 
+logger = logging.getLogger(__name__)
+
+NO_MEMORY = "CUBLAS_STATUS_ALLOC_FAILED"
 WORST_ERROR = 1e-2
 """Relative Frobenius error; a right BF16 product is near 2e-3."""
 
@@ -50,8 +54,7 @@ class Products:
         """The largest error of them all, computed on ``stream``.
 
         Raises:
-            RuntimeError: one was not computed: no memory, or with cuBLAS its clusters
-                find no room on these SMs.
+            RuntimeError: one was not computed for want of memory.
         """
         return max(case.error(stream) for case in self._cases)
 
@@ -77,11 +80,19 @@ class _Case:
         self._found = torch.empty(m, n, device=device, dtype=torch.bfloat16)
 
     def error(self, stream: torch.cuda.Stream) -> float:
-        """Relative Frobenius error of computing it now; infinite for NaN."""
-        with torch.cuda.stream(stream):
-            # What is left unwritten must not be an earlier, right product.
-            self._found.fill_(torch.nan)
-            torch.mm(self._a, self._b.t(), out=self._found)
+        """Relative Frobenius error of computing it now; infinite for NaN or none."""
+        try:
+            with torch.cuda.stream(stream):
+                # What is left unwritten must not be an earlier, right product.
+                self._found.fill_(torch.nan)
+                torch.mm(self._a, self._b.t(), out=self._found)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or NO_MEMORY in str(error):
+                raise  # the GPU is full: it says nothing of these SMs
+            logger.exception(
+                "A product cannot be computed"
+            )  # its clusters find no room
+            return float("inf")
         stream.synchronize()
         error = float((self._found - self._right).norm() / self._right.norm())
         return error if error == error else float("inf")
