@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 
 import pytest
 from sglang.semi_pd.server import fork_server
+from sglang.semi_pd.utils import END_SIGNAL
 
 pytestmark = pytest.mark.upstream
 
@@ -56,6 +58,23 @@ def test_a_process_does_what_it_is_told(method: str, *, has_imported: bool) -> N
     assert (process.pid, process.exitcode) == (pid, 0)
     assert told == said.seen == (None if method == "auto" else "told")
     assert "START_TEST" not in os.environ
+
+
+def stay(ready: Connection) -> None:
+    ready.send("lives")
+    time.sleep(TIMEOUT_S)
+
+
+@pytest.mark.parametrize("method", ["auto", "spawn"])
+def test_a_process_can_be_told_to_end(method: str) -> None:
+    """Though SIGTERM, by which multiprocessing does it, is not for it."""
+    process, ready = fork_server.launch(
+        stay, name="worker", method=method, environment=dict(os.environ)
+    )
+    assert ready.poll(TIMEOUT_S) and ready.recv() == "lives"
+    process.terminate()
+    process.join(10)
+    assert process.exitcode == -END_SIGNAL
 
 
 @pytest.mark.parametrize("method", ["auto", "spawn"])

@@ -31,6 +31,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from sglang.semi_pd.launch.starting import SIGNALS
+from sglang.semi_pd.utils import END_SIGNAL
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def is_usable() -> bool:
 def _say_why_not(writer: Connection) -> None:
     import _sglang_semi_pd_fork_server
 
-    writer.send(_sglang_semi_pd_fork_server.WHY_NOT)
+    with suppress(BrokenPipeError):  # Ctrl-C, and nobody waits for it any more
+        writer.send(_sglang_semi_pd_fork_server.WHY_NOT)
 
 
 def start() -> None:
@@ -84,13 +86,19 @@ def kill() -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-class _Fork(popen_forkserver.Popen):  # type: ignore[misc]
+class _Endable:
+    def terminate(self) -> None:
+        """As multiprocessing's, with the signal that our processes heed."""
+        self._send_signal(END_SIGNAL)  # type: ignore[attr-defined]
+
+
+class _Fork(_Endable, popen_forkserver.Popen):  # type: ignore[misc]
     def _launch(self, process_obj: Any) -> None:
         with _main_module_left_out(), _deaf_to_signals():
             super()._launch(process_obj)  # type: ignore[misc]
 
 
-class _Spawn(popen_spawn_posix.Popen):  # type: ignore[misc]
+class _Spawn(_Endable, popen_spawn_posix.Popen):  # type: ignore[misc]
     def _launch(self, process_obj: Any) -> None:
         with _main_module_left_out(), _deaf_to_signals():
             super()._launch(process_obj)  # type: ignore[misc]
