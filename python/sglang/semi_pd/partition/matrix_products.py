@@ -59,6 +59,11 @@ class Products:
         return max(case.error(stream) for case in self._cases)
 
 
+def is_for_want_of_memory(failure: RuntimeError) -> bool:
+    """Whether a product failed because the GPU is full."""
+    return isinstance(failure, torch.OutOfMemoryError) or NO_MEMORY in str(failure)
+
+
 def visible_sms(device: torch.device) -> int:
     """How many SMs this process may use."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
@@ -86,12 +91,10 @@ class _Case:
                 # What is left unwritten must not be an earlier, right product.
                 self._found.fill_(torch.nan)
                 torch.mm(self._a, self._b.t(), out=self._found)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or NO_MEMORY in str(error):
+        except RuntimeError as failure:
+            if is_for_want_of_memory(failure):
                 raise  # the GPU is full: it says nothing of these SMs
-            logger.exception(
-                "A product cannot be computed"
-            )  # its clusters find no room
+            logger.exception("cuBLAS finds no room for a product's clusters")
             return float("inf")
         stream.synchronize()
         error = float((self._found - self._right).norm() / self._right.norm())
