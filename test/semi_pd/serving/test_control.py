@@ -33,20 +33,29 @@ def test_flush_cache(plain: Server, semi_pd: Server) -> None:
     assert content(semi_pd.generate(input_ids=prompt(50, seed=1))) == before
 
 
+async def flush_beside_a_stream(
+    url: str, seed: int, query: str, ends_within_s: float | None = None
+) -> tuple[client.Stream, int]:
+    """A stream that ran when the flush was asked for, and what the flush was answered.
+
+    Args:
+        ends_within_s: after that answer, the stream has.
+    """
+    async with client.session() as http:
+        body = endless(prompt(100, seed=seed), LONG)
+        running = asyncio.create_task(client.stream(http, url, body))
+        await asyncio.sleep(0.5)
+        assert not running.done()
+        async with http.post(f"{url}/flush_cache{query}") as reply:
+            status = reply.status
+        return await asyncio.wait_for(running, ends_within_s), status
+
+
 def test_flush_cache_is_refused_while_busy(plain: Server, semi_pd: Server) -> None:
     """As in plain SGLang: not while requests run."""
 
-    async def run(url: str) -> tuple[client.Stream, int]:
-        async with client.session() as http:
-            body = endless(prompt(100, seed=2), LONG)
-            running = asyncio.create_task(client.stream(http, url, body))
-            await asyncio.sleep(0.5)
-            async with http.post(f"{url}/flush_cache") as reply:
-                status = reply.status
-            return await running, status
-
     for server in (plain, semi_pd):
-        stream, status = asyncio.run(run(server.url))
+        stream, status = asyncio.run(flush_beside_a_stream(server.url, 2, ""))
         assert len(stream.last["output_ids"]) == LONG
         assert status == 400, server.name
 
@@ -74,19 +83,10 @@ def test_a_profile_has_a_trace_of_each_role(semi_pd: Server, tmp_path: Path) -> 
 def test_flush_cache_waits_for_what_runs(plain: Server, semi_pd: Server) -> None:
     """As in plain SGLang, with a timeout; it takes nothing from the stream."""
 
-    async def run(url: str) -> tuple[client.Stream, int]:
-        async with client.session() as http:
-            body = endless(prompt(100, seed=6), LONG)
-            running = asyncio.create_task(client.stream(http, url, body))
-            await asyncio.sleep(0.5)
-            assert not running.done()
-            async with http.post(f"{url}/flush_cache?timeout=60") as reply:
-                status = reply.status
-            return await asyncio.wait_for(running, AT_ONCE_S), status
-
     answers = []
     for server in (plain, semi_pd):
-        stream, status = asyncio.run(run(server.url))
+        flushed = flush_beside_a_stream(server.url, 6, "?timeout=60", AT_ONCE_S)
+        stream, status = asyncio.run(flushed)
         answers.append(stream.last["output_ids"])
         assert status == 200, server.name
     assert answers[0] == answers[1] and len(answers[0]) == LONG
